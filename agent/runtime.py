@@ -1,0 +1,274 @@
+"""Joins the station with its devices and the world: the only place that reads clocks and does effects, in one thread.
+
+Drivers and adapters post events from their threads; the loop takes one, lets the station decide, and does what it says,
+records first. Must not decide anything. The meter is started before anything else, so that readings begin at once.
+"""
+
+import logging
+import os
+import queue
+import secrets
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from agent.adapters.journal import Journal
+from agent.adapters.keys import KeyFolder, load_public, load_signer
+from agent.adapters.sdnotify import SystemdNotifier
+from agent.adapters.status import StatusServer
+from agent.config import AgentConfig
+from agent.core.clock import Now
+from agent.core.effects import (
+    AskToClose,
+    Effect,
+    Forget,
+    KeepTariff,
+    OpenContactor,
+    Record,
+    Remember,
+    Send,
+    SendBatch,
+    ShowState,
+    TellPev,
+)
+from agent.core.events import Event, RecordsWritten, StopAsked, Woke
+from agent.core.pilot import Permission
+from agent.core.session import Settings, Snapshot
+from agent.core.station import Start, Station
+from agent.ports import BoardDriver, MeterDriver, PevPort, Uplink
+from esci import topics
+from esci.messages import BATCH_RECORDS, Records
+from esci.seal import Signer, canonical, seal
+from esci.tariff import TariffDocument
+from esci.timescale import VARIABLE, TimeScale
+from esci.units import format_utc
+
+INBOX_SIZE = 1000
+IDLE_S = 1.0  # longest sleep of the loop, real time: the watchdog is fed from it
+STOP_S = 5.0
+VOLTS = 240
+log = logging.getLogger("agent")
+
+
+class Clocks:
+    """World time, read from the machine's clocks; scaled when PLUGBIND_CLOCK says so."""
+
+    def __init__(self, text: str) -> None:
+        self._scale = TimeScale.parse(text) if text else None
+
+    @property
+    def pace(self) -> float:
+        """Real seconds for each world second."""
+        return 1.0 if self._scale is None else 1 / self._scale.scale
+
+    def now(self) -> Now:
+        """Both clocks at this moment. Unscaled, the kernel's time is trusted once it lies after the year 2024."""
+        mono_s = time.monotonic()
+        if self._scale is None:
+            return Now(int(mono_s * 1000), datetime.now(UTC).replace(microsecond=0), synced=True)
+        return Now(self._scale.mono_ms(mono_s), self._scale.utc(mono_s), synced=True)
+
+
+@dataclass(slots=True)
+class Hands:
+    """Everything through which effects are done. The uplink may come later than the first reading."""
+
+    journal: Journal
+    signer: Signer
+    board: BoardDriver
+    uplink: Uplink
+    pevlink: PevPort
+    device: str
+    now: Callable[[], Now]
+    latest_state: str = "{}"
+    written_seq: int | None = None
+
+    def do(self, effects: Sequence[Effect]) -> None:
+        """Do effects in order; records and the snapshot that follow each other in one transaction."""
+        records: list[Record] = []
+        for effect in effects:
+            if isinstance(effect, Record):
+                records.append(effect)
+                continue
+            if isinstance(effect, Remember):
+                self._write(records, effect.snapshot)
+                records = []
+                continue
+            assert not records, "the station puts its records first, with a snapshot after them"
+            self._do(effect)
+
+    def _write(self, records: list[Record], snapshot: str) -> None:
+        self.journal.append(records, snapshot)
+        if records:
+            self.written_seq = self.journal.last_seq
+        for item in records:
+            log.info("recorded", extra={"record": item.kind, "body": item.body.model_dump_json()})
+
+    def _do(self, effect: Effect) -> None:
+        match effect:
+            case AskToClose(limit_ma=limit_ma):
+                log.info("asked to close", extra={"limit_ma": limit_ma})
+                self.board.ask_to_close(limit_ma)
+            case OpenContactor(reason=reason):
+                log.info("opened", extra={"reason": reason})
+                self.board.open_contactor()
+            case Send(message=message):
+                log.info("sent", extra={"kind": message.kind, "id": message.id})
+                self.uplink.publish(topics.up(self.device, message.kind),
+                                    seal(message.model_dump(mode="json"), self.signer))
+            case SendBatch(first_seq=first_seq, count=count):
+                self._send_batch(first_seq, count)
+            case Forget(seq=seq):
+                log.info("acknowledged", extra={"seq": seq})
+                self.journal.forget(seq)
+            case TellPev(message=to_pev):
+                self.pevlink.tell(to_pev)
+            case KeepTariff(code=code, version=tariff_version, document=document):
+                self.journal.keep_tariff(code, tariff_version, document)
+            case ShowState(state=state, publish=publish):
+                self.latest_state = state.model_dump_json()
+                if publish:
+                    self.uplink.publish(topics.state(self.device), canonical(state.model_dump(mode="json")), retain=True)
+            case _:
+                raise AssertionError(f"no hand for {effect!r}")
+
+    def _send_batch(self, first_seq: int, count: int) -> None:
+        """Publish what the journal gives, which may be less than count when records are large."""
+        while count > 0:
+            prev, items = self.journal.batch(first_seq, min(count, BATCH_RECORDS))
+            message = Records(device=self.device, id=secrets.token_hex(16), at=format_utc(self.now().utc),
+                              epoch=self.journal.epoch, first_seq=first_seq, prev=prev, records=items)
+            self.uplink.publish(topics.up(self.device, "records"), seal(message.model_dump(mode="json"), self.signer))
+            first_seq, count = first_seq + len(items), count - len(items)
+
+
+class Loop:
+    """The only thread that touches the station."""
+
+    def __init__(self, station: Station, hands: Hands, inbox: "queue.Queue[Event]", clock: Callable[[], Now],
+                 pace: float) -> None:
+        self._station, self._hands, self._inbox, self._clock, self._pace = station, hands, inbox, clock, pace
+        self._stop_at_s: float | None = None
+        self._is_stopping = False
+
+    def stop(self) -> None:
+        """Ask for the end; safe in a signal handler, heard within IDLE_S."""
+        self._is_stopping = True
+
+    def run(self, alive: Callable[[], None]) -> None:
+        """Handle events until a stop was asked for and the contactor is seen open, or STOP_S have passed.
+
+        `alive` is called after each event: the watchdog is fed from the loop and from nowhere else.
+        """
+        while not self._is_over():
+            self.run_once()
+            alive()
+
+    def run_once(self) -> None:
+        """Wait for an event or for the wake time; let the station handle it; do what it says."""
+        wake_ms = self._station.next_wake_ms()
+        wait_s = IDLE_S
+        if wake_ms is not None:
+            wait_s = min(IDLE_S, max(0.0, (wake_ms - self._clock().mono_ms) / 1000 * self._pace))
+        event: Event
+        if self._is_stopping and self._stop_at_s is None:
+            event, self._stop_at_s = StopAsked(), time.monotonic() + STOP_S
+        else:
+            try:
+                event = self._inbox.get(timeout=wait_s)
+            except queue.Empty:
+                event = Woke()
+        now = self._clock()
+        self._hands.do(self._station.handle(event, now))
+        while self._hands.written_seq is not None:
+            self._hands.written_seq = None
+            written = RecordsWritten(self._hands.journal.epoch, self._hands.journal.last_seq)
+            self._hands.do(self._station.handle(written, now))
+        if isinstance(event, Woke):
+            again_ms = self._station.next_wake_ms()
+            assert again_ms is None or wake_ms is None or now.mono_ms < wake_ms or again_ms > now.mono_ms, (
+                f"woken at {now.mono_ms}, wants {again_ms}")
+
+    def _is_over(self) -> bool:
+        if self._stop_at_s is None:
+            return False
+        status = self._station.power.status
+        seen_open = status is not None and status.closed is False and self._station.power.permission is Permission.BARRED
+        return seen_open or time.monotonic() >= self._stop_at_s
+
+
+def run(config: AgentConfig) -> None:
+    """Run the agent until SIGTERM or SIGINT. Raises the typed errors of drivers and adapters when it cannot start."""
+    clocks = Clocks(os.environ.get(VARIABLE, ""))
+    inbox: queue.Queue[Event] = queue.Queue(INBOX_SIZE)
+    meter = _meter(config, inbox, clocks)
+    meter.start()
+    state_dir = Path(config.state_dir)
+    journal = Journal(state_dir / "journal.db", lambda: secrets.randbits(48))
+    try:
+        station = _station(config, journal, clocks.now())
+        hands = _hands(config, journal, inbox, clocks)
+        _serve(config, station, hands, inbox, clocks)
+    finally:
+        meter.stop()
+        journal.close()
+
+
+def _serve(config: AgentConfig, station: Station, hands: Hands, inbox: "queue.Queue[Event]", clocks: Clocks) -> None:
+    status = StatusServer(Path(config.state_dir) / "status.sock", lambda: hands.latest_state)
+    systemd = SystemdNotifier()
+    loop = Loop(station, hands, inbox, clocks.now, clocks.pace)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: loop.stop())
+    parts = (hands.board, status, hands.pevlink, hands.uplink)
+    for part in parts:
+        part.start()
+    log.info("agent ready", extra={"device": config.device, "pid": os.getpid(), "epoch": hands.journal.epoch})
+    systemd.ready()
+    try:
+        loop.run(systemd.alive)
+    finally:
+        systemd.stopping()
+        hands.board.open_contactor()
+        for part in reversed(parts):
+            part.stop()
+        log.info("agent stopped")
+
+
+def _meter(config: AgentConfig, inbox: "queue.Queue[Event]", clocks: Clocks) -> MeterDriver:
+    from agent.drivers.meter import open_poller
+
+    return open_poller(config.meter, inbox.put_nowait, clocks.now, clocks.pace)
+
+
+def _hands(config: AgentConfig, journal: Journal, inbox: "queue.Queue[Event]", clocks: Clocks) -> Hands:
+    from agent.adapters.mqtt import MqttUplink
+    from agent.adapters.pevlink import PevLinkServer
+    from agent.drivers.board_openevse import OpenEvseBoard
+
+    folder = KeyFolder.of(config.state_dir)
+    post, device = inbox.put_nowait, config.device
+    uplink = MqttUplink(config.uplink, device, folder.tls, load_public(folder.utility_seal), post,
+                        lambda: clocks.now().utc)
+    pevlink = PevLinkServer(config.pevlink, device, config.premises, folder.tls, folder.pev_ca, post)
+    board = OpenEvseBoard(config.board.port, post, clocks.now, clocks.pace, config.board)
+    return Hands(journal, load_signer(folder.tls.key), board, uplink, pevlink, device, clocks.now)
+
+
+def _station(config: AgentConfig, journal: Journal, now: Now) -> Station:
+    station = config.station
+    phases = station.phases
+    settings = Settings(
+        device=config.device, premises=config.premises, software=version("plugbind"),
+        circuit_max_ma=station.circuit_max_ma, power_max_w=station.circuit_max_ma * phases * VOLTS * 5 // 4_000,
+        tolerance_s=max(10, 3 * config.meter.poll_ms // 1000), retry_s=config.uplink.retry_s)
+    text = journal.snapshot()
+    start = Start(settings, station.interval_s, station.binding_wait_s, station.charge_without_binding, journal.epoch,
+                  journal.last_seq, journal.acked_seq,
+                  [TariffDocument.model_validate_json(document) for document in journal.tariffs()],
+                  None if text is None else Snapshot.model_validate_json(text))
+    return Station(start, lambda: secrets.token_hex(16), now)

@@ -1,0 +1,1 @@
+"""Binding: which vehicle charges at which charger on which program, and how far its set-up has come."""

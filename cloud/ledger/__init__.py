@@ -1,0 +1,1 @@
+"""Ledger: double entry, append-only. Debit the customer, credit revenue; nothing is ever edited."""
