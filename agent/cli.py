@@ -108,13 +108,15 @@ def _pairs(values: dict[str, Any]) -> str:
 
 @app.command()
 def commission(
-    code: Annotated[str, typer.Option(help="the code that `evse-cloud device token` printed", envvar="PLUGBIND_CODE")],
+    code: Annotated[str, typer.Option(envvar="PLUGBIND_CODE", prompt="Commissioning code", hide_input=True, help=(
+        "what `evse-cloud device token` printed; better in PLUGBIND_CODE or at the prompt, where no other user sees it"))],
     meter_port: Annotated[str, typer.Option(help="meter: serial device or host:port")],
     board_port: Annotated[str, typer.Option(help="pilot board: serial device")],
     circuit_max_a: Annotated[int, typer.Option(min=6, max=80, help="continuous rating of the circuit, A")],
+    phases: Annotated[int, typer.Option(min=1, max=3, help="1 or 3")] = 1,
     meter_model: Annotated[str, typer.Option(help="file name in agent/meters")] = "eastron_sdm630",
-    meter_unit: Annotated[int, typer.Option(min=1, max=247)] = 1,
-    state_dir: Annotated[Path, typer.Option()] = Path("/var/lib/plugbind"),
+    meter_unit: Annotated[int, typer.Option(min=1, max=247, help="Modbus unit")] = 1,
+    state_dir: Annotated[Path, typer.Option(help="journal, keys, status socket")] = Path("/var/lib/plugbind"),
     device: Annotated[str, typer.Option(help="wished name; the utility chooses one otherwise")] = "",
     config: ConfigPath = CONFIG,
     as_json: Json = False,
@@ -123,8 +125,8 @@ def commission(
     from agent.adapters.commissioning import Answers
     from agent.adapters.commissioning import commission as commission_device
 
-    answers = Answers(meter_model=meter_model, meter_port=meter_port, meter_unit_id=meter_unit, board_port=board_port,
-                      circuit_max_ma=circuit_max_a * 1000)
+    answers = Answers(circuit_max_ma=circuit_max_a * 1000, meter_model=meter_model, meter_port=meter_port,
+                      board_port=board_port, phases=phases, meter_unit_id=meter_unit)
     outcome = commission_device(code, answers, state_dir, config, device)
     if as_json:
         print(json.dumps(asdict(outcome)))

@@ -1,6 +1,7 @@
 """Which typed errors end the agent with a sentence instead of a traceback, and with which exit code."""
 
-from agent.adapters.journal import JournalCorruptError, JournalError
+from agent.adapters.commissioning import CommissionError, EnrolmentRefusedError, UnreachableError
+from agent.adapters.journal import JournalError
 from agent.adapters.keys import KeyFileError
 from agent.adapters.mqtt import UplinkError
 from agent.adapters.pevlink import PevLinkError
@@ -13,9 +14,11 @@ MISSING, WRONG, REFUSED = 3, 2, 4
 def exit_code(error: Exception) -> int | None:
     """The exit code of a fault that a person can mend; None for a bug."""
     match error:
-        case UnknownModelError() | UplinkError() | KeyFileError():
-            return WRONG
-        case JournalCorruptError() | JournalError() | PevLinkError() | StatusError():
+        case EnrolmentRefusedError():
+            return REFUSED
+        case JournalError() | PevLinkError() | StatusError() | UnreachableError():
             return MISSING
+        case UnknownModelError() | UplinkError() | KeyFileError() | CommissionError():
+            return WRONG
         case _:
             return None

@@ -35,7 +35,20 @@ from agent.core.effects import (
     ShowState,
     TellPev,
 )
-from agent.core.events import Event, RecordsWritten, StopAsked, Woke
+from agent.core.events import (
+    BoardFailed,
+    BoardReported,
+    BoardStatus,
+    Event,
+    MeterFailed,
+    MeterRead,
+    PevIdentified,
+    Received,
+    RecordsWritten,
+    StopAsked,
+    UplinkLost,
+    Woke,
+)
 from agent.core.pilot import Permission
 from agent.core.session import Settings, Snapshot
 from agent.core.station import Start, Station
@@ -146,6 +159,33 @@ class Hands:
             first_seq, count = first_seq + len(items), count - len(items)
 
 
+class EventLog:
+    """One line for each event that a person may ask about; readings and unchanged reports are left out."""
+
+    def __init__(self) -> None:
+        self._status: BoardStatus | None = None
+
+    def tell(self, event: Event) -> None:
+        """Write the line, if the event has one."""
+        match event:
+            case MeterRead() | Woke() | RecordsWritten():
+                return
+            case BoardReported(status=status):
+                if status != self._status:
+                    self._status = status
+                    log.info("board changed", extra={"pilot": status.pilot.value, "plugged": status.plugged,
+                                                     "closed": status.closed, "limit_ma": status.limit_ma,
+                                                     "fault": status.fault})
+            case Received(message=message):
+                log.info("received", extra={"kind": message.kind, "id": message.id})
+            case PevIdentified(pev=pev, resumed=resumed):
+                log.info("vehicle identified", extra={"pev": pev, "resumed": resumed})
+            case BoardFailed(cause=cause) | MeterFailed(cause=cause) | UplinkLost(cause=cause):
+                log.warning("lost", extra={"what": type(event).__name__, "cause": cause})
+            case _:
+                log.info("happened", extra={"what": type(event).__name__})
+
+
 class Loop:
     """The only thread that touches the station."""
 
@@ -154,6 +194,7 @@ class Loop:
         self._station, self._hands, self._inbox, self._clock, self._pace = station, hands, inbox, clock, pace
         self._stop_at_s: float | None = None
         self._is_stopping = False
+        self._log = EventLog()
 
     def stop(self) -> None:
         """Ask for the end; safe in a signal handler, heard within IDLE_S."""
@@ -183,6 +224,7 @@ class Loop:
             except queue.Empty:
                 event = Woke()
         now = self._clock()
+        self._log.tell(event)
         self._hands.do(self._station.handle(event, now))
         while self._hands.written_seq is not None:
             self._hands.written_seq = None

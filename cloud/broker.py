@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from amqtt.adapters import BufferReader, ReaderAdapter, StreamWriterAdapter, WriterAdapter
-from amqtt.broker import Broker
+from amqtt.broker import Broker, RetainedApplicationMessage
 from amqtt.contexts import Action, BrokerConfig, ListenerConfig
-from amqtt.errors import BrokerError, NoDataError
+from amqtt.errors import AMQTTError, BrokerError, NoDataError
 from amqtt.mqtt.connect import ConnectPacket
 from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
 from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
-from amqtt.session import Session
+from amqtt.session import OutgoingApplicationMessage, Session
 from cryptography import x509
 
 from cloud.brokerconf import PACKET_LIMIT_BYTES, Identity, identity_of, may_publish, may_subscribe
@@ -216,7 +216,33 @@ class UtilityBroker(Broker):
         """A returning client brings its own TLS object, not the one of its last connection."""
         handler, session = await super()._initialize_client_session(reader, writer, remote_address, remote_port)
         session.ssl_object = writer.get_ssl_info()
+        publish = handler.mqtt_publish
+
+        async def publish_or_keep(
+            topic: str, data: bytes | bytearray, qos: int | None, retain: bool, ack_timeout: int | None = None
+        ) -> OutgoingApplicationMessage:
+            try:
+                return await publish(topic, data, qos, retain, ack_timeout)
+            except (asyncio.CancelledError, TimeoutError, AMQTTError, OSError):
+                await self._keep(session, handler, RetainedApplicationMessage(None, topic, data, qos))
+                raise
+
+        handler.mqtt_publish = publish_or_keep  # type: ignore[method-assign]  # amqtt names the handler's class itself
         return handler, session
+
+    async def _keep(
+        self, session: Session, handler: BrokerProtocolHandler, message: RetainedApplicationMessage
+    ) -> None:
+        """A message that was under way when the connection ended goes over the next one; amqtt forgets it."""
+        if not message.qos or session.clean_session:
+            return
+        now = self._get_handler(session)
+        if now is not None and now is not handler and session.transitions.state == "connected":
+            await now.mqtt_publish(message.topic, message.data, message.qos, retain=False)
+        elif session.retained_messages.qsize() < OFFLINE_LIMIT_MESSAGES:
+            session.retained_messages.put_nowait(message)
+        else:
+            log.warning("dropped for an absent client: its queue is full", extra={"client": session.client_id})
 
     async def _publish_retained_messages_for_subscription(
         self, subscription: tuple[str, int], session: Session

@@ -1,4 +1,4 @@
-"""`evse-cloud`: the utility's programs and its desk. A composition root: reads the real clock, gives it to the services.
+"""`evse-cloud`: the utility's programs and its desk. A composition root: it reads the real clock for the services.
 
 Exit codes: 0 done, 2 input or configuration, 3 something needed is unavailable, 4 the utility refuses. Every failure is
 one sentence on standard error. Commands decide nothing themselves; what they print comes from the domains' services.
@@ -17,9 +17,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
-import click
 import typer
 from pydantic import BaseModel
 from sqlalchemy import Engine
@@ -54,7 +53,6 @@ app.add_typer(device_app, name="device")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Value = TypeVar("Value")
-Form = TypeVar("Form", PremisesForm, AccountForm)
 
 
 @app.callback()
@@ -201,12 +199,13 @@ def enrol_premises(
     charge_without_binding: Annotated[
         bool | None, typer.Option("--charge-without-binding/--no-charge-without-binding", help="(yes)")] = None,
     guests: Annotated[bool | None, typer.Option("--guests/--no-guests", help="May guests charge here? (yes)")] = None,
-    served: Annotated[bool | None, typer.Option("--served/--not-served", help="Does the utility serve it? (yes)")] = None,
-    change: Annotated[bool, typer.Option("--change", help="Change premises that are there; only what is given.")] = False,
+    served: Annotated[
+        bool | None, typer.Option("--served/--not-served", help="Does the utility serve here? (yes)")] = None,
+    change: Annotated[bool, typer.Option("--change", help="Change what is given of premises that are there.")] = False,
     as_json: Json = False,
 ) -> None:
     """Enrol premises, or change their parameters."""
-    given = {name: value for name, value in {
+    given: dict[str, Any] = {name: value for name, value in {
         "account_id": account, "address": address, "timezone": timezone, "default_plan": default_plan,
         "service_voltage_v": service_voltage_v, "interval_s": None if interval_min is None else interval_min * 60,
         "binding_wait_s": binding_wait_s, "charge_without_binding": charge_without_binding,
@@ -223,7 +222,7 @@ def enrol_premises(
             if missing:
                 options = ", ".join("--" + name.removesuffix("_id").replace("_", "-") for name in missing)
                 raise InputError(f"new premises need {options}")
-            form = PremisesForm(premises_id=premises_id, **given)  # type: ignore[arg-type]  # typer has typed each
+            form = PremisesForm(premises_id=premises_id, **given)
             found = enrolment.enrol_premises(session, form, _plans(), _asked())
     _show(_value(found), as_json)
 
@@ -282,7 +281,8 @@ def device_list(context: typer.Context, as_json: Json = False) -> None:
     """List the chargers."""
     with _work(_database(context)) as session:
         found = enrolment.list_devices(session)
-    _show([{name: value for name, value in asdict(device).items() if name != "public_pem"} for device in found], as_json)
+    rows = [{name: value for name, value in asdict(device).items() if name != "public_pem"} for device in found]
+    _show(rows, as_json)
 
 
 @device_app.command("revoke")
@@ -479,14 +479,12 @@ def _cell(value: object) -> str:
 
 def main() -> None:
     """The console entry: any failure is one sentence on standard error and an exit code."""
+    os.umask(0o077)
+    code = 0
     try:
-        code = app(standalone_mode=False)
+        app()  # ends in SystemExit: 0, or 2 for a wrong command line
     except CloudError as error:
         code = _fail(f"evse-cloud: {error}", error.exit_code)
-    except click.ClickException as error:
-        code = _fail(f"evse-cloud: {error.format_message()} (see --help)", 2)
-    except (click.Abort, KeyboardInterrupt):
-        code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
@@ -495,7 +493,7 @@ def main() -> None:
     except Exception as error:
         logging.getLogger("cloud").exception("a bug ended the program")
         code = _fail(f"evse-cloud: a bug, please report it: {type(error).__name__}: {error}", BUG)
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(code)
 
 
 def _fail(text: str, code: int) -> int:

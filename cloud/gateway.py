@@ -5,14 +5,12 @@ answers, and only then the acknowledgement to the broker. Database away: the gat
 messages, and comes back when the database does. It must not decide anything.
 """
 
-import json
 import logging
 import os
 import queue
 import secrets
 import signal
 import ssl
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +22,7 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from sqlalchemy import Engine, text
 
+from cloud import logs
 from cloud.config import CloudConfig, open_database
 from cloud.db import DatabaseUnavailableError, create_schema, transaction
 from cloud.desk import Desk, Handled, Tools
@@ -39,20 +38,7 @@ QUEUE_WAIT_S = 5.0
 OUTGOING_MESSAGES = 10_000
 KEEPALIVE_S = 30
 RETRY_FIRST_S, RETRY_LAST_S = 0.2, 5.0
-log = logging.getLogger("gateway")
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object for each line: real time, level, constant message, then the fields."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line for a record; `extra={"fields": {...}}` gives its fields."""
-        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        line: dict[str, object] = {"at": at, "level": record.levelname, "message": record.getMessage()}
-        line.update(getattr(record, "fields", {}))
-        if record.exc_info:
-            line["trace"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+log = logging.getLogger("cloud.gateway")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +85,7 @@ class Gateway:
                 self._take(incoming.message)
             except DatabaseUnavailableError as error:
                 self._leave()
-                log.warning("the database is gone, messages stay at the broker", extra={"fields": {"cause": str(error)}})
+                log.warning("the database is gone, messages stay at the broker", extra={"cause": str(error)})
                 self._await_database()
                 self._join()
         self._leave()
@@ -113,14 +99,14 @@ class Gateway:
         except DatabaseUnavailableError:
             raise
         except Exception as error:  # the outermost loop: one message that shows a bug must not stop the rest
-            log.exception("a message could not be handled and is kept: report this", extra={"fields": {"topic": topic}})
+            log.exception("a message could not be handled and is kept: report this", extra={"topic": topic})
             self._desk.keep(topic, payload, Reason.MALFORMED, f"internal: {type(error).__name__}")
             handled = Handled((), "", "", Reason.MALFORMED, {})
         for answer in handled.answers:
             sent = self._client.publish(answer.topic, answer.payload, qos=1)
             if sent.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
                 log.warning("an answer was dropped, the queue is full; the device asks again",
-                            extra={"fields": {"topic": answer.topic}})
+                            extra={"topic": answer.topic})
         self._client.ack(message.mid, message.qos)
         _log_handled(handled, topic)
 
@@ -134,7 +120,7 @@ class Gateway:
                     session.execute(text("SELECT 1"))
             except DatabaseUnavailableError as error:
                 if not told:
-                    log.warning("waiting for the database", extra={"fields": {"cause": str(error)}})
+                    log.warning("waiting for the database", extra={"cause": str(error)})
                     told = True
                 self._stopping.wait(delay_s)
                 delay_s = min(delay_s * 2, RETRY_LAST_S)
@@ -159,20 +145,20 @@ class Gateway:
 
     def _on_connect(self, client: mqtt.Client, _data: Any, flags: mqtt.ConnectFlags, code: Any, _props: Any) -> None:
         if code.is_failure:
-            log.error("the broker refused the connection", extra={"fields": {"code": str(code)}})
+            log.error("the broker refused the connection", extra={"code": str(code)})
             return
         self._connection += 1
         client.subscribe(topics.ALL_UP, qos=1)
         fields = {"session_present": int(flags.session_present)}
-        log.info("the broker is back" if self._broker_gone else "connected to the broker", extra={"fields": fields})
+        log.info("the broker is back" if self._broker_gone else "connected to the broker", extra=fields)
         self._broker_gone = False
 
     def _on_subscribe(self, _client: Any, _data: Any, _mid: int, codes: Any, _properties: Any) -> None:
         if any(code.is_failure for code in codes):
             log.error("the broker refused the subscription: see its access rules",
-                      extra={"fields": {"topics": topics.ALL_UP}})
+                      extra={"topics": topics.ALL_UP})
         else:
-            log.info("ready", extra={"fields": {"topics": topics.ALL_UP}})
+            log.info("ready", extra={"topics": topics.ALL_UP})
 
     def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, code: Any, _properties: Any) -> None:
         if code.is_failure:
@@ -186,7 +172,7 @@ class Gateway:
             self._broker_gone = True
             host, port = self._broker
             fields = {"broker": f"{host}:{port}", "cause": cause}
-            log.warning("the broker is gone, trying again", extra={"fields": fields})
+            log.warning("the broker is gone, trying again", extra=fields)
 
     def _on_message(self, client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
         """Queue it. A full queue holds the broker back a while; then the connection is made anew, nothing is lost."""
@@ -209,7 +195,7 @@ def run(config: CloudConfig, name: str = "gateway") -> None:
 
     Raises ConfigError when configuration, keys or plans are missing or wrong.
     """
-    _start_logging()
+    logs.start()
     pki = Pki(config.pki)
     try:
         catalogue = Catalogue(load_plans())
@@ -265,13 +251,6 @@ def _log_handled(handled: Handled, topic: str) -> None:
     fields: dict[str, object] = {"device": handled.device, "kind": handled.kind, **handled.fields}
     if handled.refused is not None:
         fields |= {"reason": handled.refused.value, "topic": topic[:100]}
-        log.warning("refused", extra={"fields": fields})
+        log.warning("refused", extra=fields)
         return
-    log.info("handled", extra={"fields": fields | {"answers": [answer.kind for answer in handled.answers]}})
-
-
-def _start_logging() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    log.handlers, log.propagate = [handler], False
-    log.setLevel(logging.INFO)
+    log.info("handled", extra=fields | {"answers": [answer.kind for answer in handled.answers]})

@@ -127,6 +127,8 @@ def doubt(interval: Interval) -> Reason | None:
     """
     if interval.energy_wh == 0:
         return None
+    if interval.end <= interval.start:
+        return Reason.CLOCK_STEPPED
     if "clock-unsynced" in interval.flags:
         return Reason.CLOCK_UNSYNCED
     if "jump" in interval.flags:

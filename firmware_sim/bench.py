@@ -130,7 +130,7 @@ class Bench:
     def close(self) -> None:
         """Stops every thread, closes the lines and removes their names."""
         for link in self._links.values():
-            link.unplug()
+            link.close()
         if self._meter is not None:
             self._meter.stop()
         for line in (self._board_line, self._meter_line):
@@ -188,7 +188,7 @@ class Bench:
         if isinstance(outcome, faults.Refused):
             self._log("deed refused", {"do": name, "error": outcome.sentence})
             return outcome
-        self._log("deed done", {"do": name, **arguments})
+        self._log("deed done", {"do": name, "arguments": arguments})
         after = self.world.plugged
         if before is not after:
             if before is not None and before.model.name in self._links:
@@ -228,7 +228,7 @@ class Bench:
             link = self._links.get(str(command.get("vehicle")))
             if link is not None:
                 link.power_cycle()
-            self._log("deed done", {"do": name, **command})
+            self._log("deed done", {"do": name, "arguments": command})
             return
         self.do(name, command)
 

@@ -11,6 +11,7 @@ from firmware_sim import rapi_wire
 
 VERSION = b"8.2.3.EU"
 AMPS_MIN = 6
+UNSEEN = -1  # no state: what is seen next is debounced from the start
 L1_AMPS_MAX = 24
 L1_AMPS_DEFAULT = 12
 COUNTER_STOP = 0xFE
@@ -295,7 +296,7 @@ class BoardState:
     def enable(self) -> None:
         """Leaves fe and ff; no effect in any other state."""
         if self.state == State.DISABLED:
-            self.seen_state = self.seen_pilot = 0
+            self.seen_state = self.seen_pilot = UNSEEN
         if self.state in (State.SLEEPING, State.DISABLED):
             self.state = State.STARTING
             self.pilot = Pilot.P12

@@ -10,6 +10,7 @@ from firmware_sim.board_state import Load
 from firmware_sim.vehicle import MJ_PER_WH, Vehicle
 from firmware_sim.world import World
 
+JUMP_LIMIT_WH = 100_000_000
 Arguments = Mapping[str, object]
 
 
@@ -120,8 +121,8 @@ def _meter_reset(world: World, _: Arguments) -> Outcome:
 
 def _meter_jump(world: World, arguments: Arguments) -> Outcome:
     jump_wh = _whole(arguments, "wh")
-    if isinstance(jump_wh, Refused):
-        return jump_wh
+    if isinstance(jump_wh, Refused) or abs(jump_wh) > JUMP_LIMIT_WH:
+        return Refused(f"wh must be a whole number from {-JUMP_LIMIT_WH} to {JUMP_LIMIT_WH}")
     world.meter.offset_mj += jump_wh * MJ_PER_WH
     return DONE
 

@@ -118,7 +118,11 @@ def _words(point: Point, value: float, garbage: bool, big_words: bool) -> list[i
         data = struct.pack(layout, float("nan")) if point.type[0] == "f" else b"\xff" * struct.calcsize(layout)
     else:
         scaled = value * _PER_BASE[point.unit]
-        data = struct.pack(layout, scaled if point.type[0] == "f" else round(scaled))
+        if point.type[0] == "f":
+            data = struct.pack(layout, scaled)
+        else:  # an integer register rolls over
+            size = struct.calcsize(layout)
+            data = (round(scaled) % (1 << 8 * size)).to_bytes(size, "big")
     words = [int.from_bytes(data[i : i + 2], "big") for i in range(0, len(data), 2)]
     return words if big_words else words[::-1]
 

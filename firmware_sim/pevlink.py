@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from esci import pevlink as wire
 
 CONNECT_TIMEOUT_S = 5.0
-READ_TICK_S = 0.25
+READ_TICK_S = 0.1
 RETRY_S = 1.0
 RETRY_LIMIT_S = 5.0
 
@@ -69,6 +69,10 @@ class LinkSnapshot:
     messages_received: int = 0
 
 
+class _LinkThread(threading.Thread):
+    """The thread of one plug-in. Once the vehicle was unplugged it changes nothing any more."""
+
+
 class PevLink:
     """One vehicle's link. `plug` and `unplug` may be called from any thread."""
 
@@ -78,7 +82,8 @@ class PevLink:
         self._lock = threading.Lock()
         self._shown = LinkSnapshot()
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread: _LinkThread | None = None
+        self._ending: list[_LinkThread] = []
         self._context: ssl.SSLContext | None = None
         self._session: ssl.SSLSession | None = None
 
@@ -90,34 +95,45 @@ class PevLink:
 
     def plug(self) -> None:
         """Begins calling the charger; no effect while already plugged."""
-        if self._thread is not None and self._thread.is_alive() and not self._stop.is_set():
+        if self._thread is not None:
             return
         self._stop = threading.Event()
         self._show(state="connecting", bound=False)
-        self._thread = threading.Thread(
+        self._thread = _LinkThread(
             target=self._run, args=(self._stop,), name=f"pevlink-{self._plan.vehicle}", daemon=True
         )
         self._thread.start()
 
     def unplug(self) -> None:
-        """Drops the link and waits for its thread."""
+        """Drops the link; its thread ends by itself within READ_TICK_S."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(timeout=CONNECT_TIMEOUT_S + 1)
+            self._ending = [thread for thread in self._ending if thread.is_alive()] + [self._thread]
             self._thread = None
         self._show(state="unplugged", bound=False)
+
+    def close(self) -> None:
+        """Unplugs and waits for every thread."""
+        self.unplug()
+        for thread in self._ending:
+            thread.join(timeout=CONNECT_TIMEOUT_S + 1)
 
     def power_cycle(self) -> None:
         """Forgets the TLS session, which lived in memory; the stored parameters stay (P1-S1.12)."""
         self._session = None
+        self._context = None
 
     def _show(self, *, state: str | None = None, **changes: object) -> None:
+        if not self._may_speak():
+            return
         with self._lock:
             if state is not None:
                 changes["state"] = state
             self._shown = replace(self._shown, **changes)  # type: ignore[arg-type]  # checked by the tests
 
     def _count(self, *, sent: int = 0, received: int = 0) -> None:
+        if not self._may_speak():
+            return
         with self._lock:
             shown = self._shown
             self._shown = replace(
@@ -125,6 +141,11 @@ class PevLink:
                 messages_sent=shown.messages_sent + sent,
                 messages_received=shown.messages_received + received,
             )
+
+    def _may_speak(self) -> bool:
+        """False in the thread of an earlier plug-in."""
+        current = threading.current_thread()
+        return current is self._thread or not isinstance(current, _LinkThread)
 
     # the thread
 
@@ -134,7 +155,7 @@ class PevLink:
             try:
                 self._talk(stop)
                 retry_s = RETRY_S
-            except (OSError, LinkError, ValidationError) as error:
+            except (OSError, LinkError) as error:
                 if stop.is_set():
                     return
                 sentence = str(error).splitlines()[0]
@@ -146,6 +167,9 @@ class PevLink:
     def _tls_context(self) -> ssl.SSLContext:
         """One context for the vehicle's life: a TLS session can be resumed only in the context that made it."""
         if self._context is None:
+            for path in (self._plan.ca, self._plan.cert, self._plan.key):
+                if not path.is_file():
+                    raise LinkError(f"{path} is missing; enrol the vehicle first")
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.minimum_version = ssl.TLSVersion.TLSv1_3
             context.check_hostname = False  # chargers are named by URI, checked in _charger
@@ -200,7 +224,12 @@ class PevLink:
     def _handle(self, tls: ssl.SSLSocket, device: str, line: bytes) -> None:
         if len(line) >= wire.LINE_LIMIT:
             raise LinkError("the charger sent a line over 8 KiB")
-        message = wire.TO_PEV.validate_json(line)
+        try:
+            message = wire.TO_PEV.validate_json(line)
+        except ValidationError as error:
+            first = error.errors(include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the line"
+            raise LinkError(f"the charger sent what is not a message: {where}: {first['msg']}") from error
         self._count(received=1)
         self._log("pev link received", {"vehicle": self._plan.vehicle, "kind": message.kind})
         if isinstance(message, wire.Offer):

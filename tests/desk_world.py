@@ -43,17 +43,18 @@ def catalogue() -> Catalogue:
 @lru_cache(maxsize=4)
 def key(name: str) -> KeySigner:
     """A key for each name, the same one in each test of a run."""
-    return KeySigner(_private(name))
+    return KeySigner(private_key(name))
 
 
 @lru_cache(maxsize=4)
-def _private(name: str) -> ec.EllipticCurvePrivateKey:
+def private_key(name: str) -> ec.EllipticCurvePrivateKey:
+    """The named key itself."""
     return ec.generate_private_key(ec.SECP256R1())
 
 
 def public_pem(name: str) -> str:
     """The public half of a named key."""
-    pem = _private(name).public_key().public_bytes(
+    pem = private_key(name).public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     return pem.decode()
@@ -168,7 +169,7 @@ class Utility:
 
 def opened(handled: Handled) -> list[Down]:
     """The answers, their seals proven with the utility's key."""
-    public = _private("utility").public_key()
+    public = private_key("utility").public_key()
     found = []
     for answer in handled.answers:
         body = unseal(answer.payload, lambda kid: public if kid == key("utility").kid else None)
@@ -184,9 +185,7 @@ def _json(body: dict[str, object]) -> bytes:
     return canonical(body)
 
 
-def interval(
-    start: datetime, energy_wh: int, register_start_wh: int, **members: object
-) -> dict[str, object]:
+def interval(begin: datetime, rise_wh: int, register_wh: int, /, **members: object) -> dict[str, object]:
     """An idle interval's body of 15 minutes on the default plan; members replace its own."""
     base: dict[str, object] = {
         "session": "",
@@ -195,11 +194,11 @@ def interval(
         "premises": PREMISES,
         "tariff": {"code": DEFAULT_PLAN, "version": "2025-06-01"},
         "rate_reason": None,
-        "start": format_utc(start),
-        "end": format_utc(start + timedelta(minutes=15)),
-        "register_start_wh": register_start_wh,
-        "register_end_wh": register_start_wh + energy_wh,
-        "energy_wh": energy_wh,
+        "start": format_utc(begin),
+        "end": format_utc(begin + timedelta(minutes=15)),
+        "register_start_wh": register_wh,
+        "register_end_wh": register_wh + rise_wh,
+        "energy_wh": rise_wh,
         "flags": [],
     }
     return base | members

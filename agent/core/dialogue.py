@@ -25,8 +25,10 @@ ACK_TRIES = 20
 class Dialogue:
     """Speaks with vehicle and utility for the present plug-in. Shares `Memory` and asks `Metering` to cut intervals."""
 
-    def __init__(self, memory: Memory, metering: Metering, new_id: Callable[[], str]) -> None:
-        self._memory, self._metering, self._new_id = memory, metering, new_id
+    def __init__(self, memory: Memory, metering: Metering, new_id: Callable[[], str],
+                 hello: Callable[[Now], wire.Hello]) -> None:
+        self._memory, self._metering, self._new_id, self._hello = memory, metering, new_id, hello
+        self._hello_again_ms: int | None = None  # a broker takes a hello that nobody hears: said again until answered
         self._early: PevIdentified | None = None  # the link was faster than the pilot
         self._confirm: wire.BindConfirm | None = None
         self._ack: wire.BindAck | None = None  # sent again until the detection message comes
@@ -101,17 +103,17 @@ class Dialogue:
 
     # ---- from the utility
 
-    def on_opened(self, hello: wire.Hello, now: Now) -> list[Effect]:
+    def on_opened(self, now: Now) -> list[Effect]:
         """Connected: say who we are, and ask again what is unanswered."""
         self.connected = True
-        effects: list[Effect] = [Send(hello)]
+        effects = self._say_hello(now)
         if self._memory.binding.state is State.VALIDATING:
             effects += self._ask(now)
         return effects + (self._send_ack(now) if self._ack is not None else [])
 
     def on_lost(self) -> None:
         """The utility cannot be reached."""
-        self.connected = False
+        self.connected, self._hello_again_ms = False, None
 
     def on_message(self, message: wire.Down, now: Now) -> list[Effect]:
         """Everything but acknowledgements of records."""
@@ -170,6 +172,7 @@ class Dialogue:
 
     def _on_params(self, message: wire.Params, now: Now) -> list[Effect]:
         memory = self._memory
+        self._hello_again_ms = None
         if message.premises != memory.settings.premises:
             return [self._noted(Reason.PREMISES_MISMATCH, message.id, now)]
         records = self._metering.edge(now) if message.default_tariff != memory.default_tariff else []
@@ -209,6 +212,8 @@ class Dialogue:
         effects: list[Effect] = []
         if not self.connected:
             return effects
+        if self._hello_again_ms is not None and now.mono_ms >= self._hello_again_ms:
+            effects += self._say_hello(now)
         if binding.state is State.VALIDATING and binding.sent_ms is not None and now.mono_ms >= binding.sent_ms + retry_ms:
             effects += self._ask(now)
         if self._ack is not None and now.mono_ms >= self._ack_sent_ms + retry_ms:
@@ -219,7 +224,7 @@ class Dialogue:
         """When `on_time` has something to do."""
         binding = self._memory.binding
         retry_ms = self._memory.settings.retry_s * 1000
-        wakes = [binding.deadline_ms] if binding.state in WAITING else []
+        wakes = [self._hello_again_ms, binding.deadline_ms if binding.state in WAITING else None]
         if self.connected and binding.state is State.VALIDATING and binding.sent_ms is not None:
             wakes.append(binding.sent_ms + retry_ms)
         if self.connected and self._ack is not None:
@@ -227,6 +232,10 @@ class Dialogue:
         return min((wake for wake in wakes if wake is not None), default=None)
 
     # ---- pieces
+
+    def _say_hello(self, now: Now) -> list[Effect]:
+        self._hello_again_ms = now.mono_ms + self._memory.settings.retry_s * 1000
+        return [Send(self._hello(now))]
 
     def _ask(self, now: Now) -> list[Effect]:
         """P1-S1.9, S2.4."""

@@ -82,7 +82,7 @@ class Station:
         if start.snapshot is not None:
             self.metering.restore(start.snapshot.start, start.snapshot.flags, now)
         self.power = Power(memory)
-        self.dialogue = Dialogue(memory, self.metering, new_id)
+        self.dialogue = Dialogue(memory, self.metering, new_id, self._hello)
         self.outbox = Outbox(start.epoch, start.last_seq, start.acked_seq, start.settings.retry_s * 1000)
         self._watch = ClockWatch()
         self._is_new = start.last_seq == 0
@@ -146,7 +146,7 @@ class Station:
         match event:
             case UplinkOpened():
                 self.outbox.on_opened()
-                return self.dialogue.on_opened(self._hello(now), now)
+                return self.dialogue.on_opened(now)
             case UplinkLost():
                 self.outbox.on_lost()
                 self.dialogue.on_lost()

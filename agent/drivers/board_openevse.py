@@ -261,9 +261,9 @@ class OpenEvseBoard:
             link.listen(wait_ms / 1000 * self._pace)
 
     def _opening_check_ms(self) -> int:
-        """When to look whether the board has opened; the pulse's time, which always comes, when there is nothing to see."""
+        """When to look whether the board has opened; the next poll's time when it need not be looked at."""
         if self._opening_since_ms is None or self._polled_at_ms >= self._opening_since_ms + OPENS_WITHIN_MS:
-            return self._pulse_due_ms
+            return self._poll_due_ms
         return self._opening_since_ms + OPENS_WITHIN_MS
 
     def _withdraw(self, link: _Link) -> None:

@@ -2,8 +2,8 @@
 
 Knows no meter and decodes nothing. A reply that comes late is never taken for the next one: after every failure the
 line is listened to until it is quiet, and a TCP connection is dropped. Carries part of P1-B6 (silence is told, nothing
-is guessed). pymodbus' own serial client polls the port every four characters while it waits; `_SerialClient` sleeps in
-the kernel until the bytes are there.
+is guessed). pymodbus' own serial client polls the port every four characters while it waits; `_SerialClient` sleeps
+until the first byte, then for as long as the rest takes on the wire.
 """
 
 import logging
@@ -20,6 +20,8 @@ from agent.drivers import serialport
 
 ATTEMPTS: Final = 2  # one retry, then it is the poller's turn to say so
 _QUIET_READS: Final = 8  # a line that never falls quiet is left after as many reads
+_QUIET_BYTES: Final = 64
+_BITS_A_BYTE: Final = 11  # start, eight data, parity or second stop, stop
 _RTU_HEAD_BYTES: Final = 5  # unit, function, byte count or exception code, two more: the shortest whole answer
 _EXCEPTIONS = {1: "illegal function", 2: "illegal address", 3: "illegal value", 4: "device failure", 5: "acknowledge",
                6: "busy", 8: "memory parity error", 10: "gateway path unavailable", 11: "gateway target silent"}
@@ -54,6 +56,7 @@ class _SerialClient(ModbusSerialClient):
         super().__init__(path, baudrate=line.baud, parity=line.parity, stopbits=line.stop_bits, timeout=line.timeout_s,
                          retries=0, trace_packet=trace)
         self._line = line
+        self._pause = threading.Event()  # never set
 
     def connect(self) -> bool:
         """Opens the port if it is not open. Raises PortError."""
@@ -79,13 +82,19 @@ class _SerialClient(ModbusSerialClient):
     def listen_until_quiet(self) -> None:
         """Throws away what still comes, until one time-out has passed in silence."""
         for _ in range(_QUIET_READS):
-            if self.socket is None or not self._read(256):
+            if self.socket is None or not self._read(_QUIET_BYTES):
                 return
 
     def _read(self, size: int) -> bytes:
         assert self.socket is not None
         try:
-            return bytes(self.socket.read(size))
+            first = bytes(self.socket.read(1))
+            missing = size - 1 - self.socket.in_waiting
+            if not first or size == 1:
+                return first
+            if missing > 0:  # one sleep for the rest, instead of one wake-up for each byte
+                self._pause.wait(missing * _BITS_A_BYTE / self._line.baud)
+            return first + bytes(self.socket.read(size - 1))
         except OSError as error:
             self.close()
             raise serialport.PortError(self.comm_params.host, serialport.advice(error)) from error

@@ -6,6 +6,7 @@ Knows no protocol. Works on real adapters and on pseudo-terminals. Carries part 
 import errno
 import os
 import select
+import termios
 import threading
 from types import TracebackType
 from typing import Final
@@ -44,14 +45,15 @@ def open_line(path: str, baud: int, parity: str = "N", stop_bits: int = 1) -> se
                              exclusive=True)
     except ValueError as error:
         raise PortError(path, f"does not take {baud} baud, parity {parity}, {stop_bits} stop bits: {error}") from error
-    except OSError as error:
+    except (OSError, termios.error) as error:  # pyserial lets termios.error through
         raise PortError(path, advice(error)) from error
 
 
-def advice(error: OSError) -> str:
+def advice(error: Exception) -> str:
     """What is wrong and what to do, for the errors a serial port gives."""
-    number = error.errno if error.errno is not None else getattr(error.__context__, "errno", None)
-    known = _ADVICE.get(number) if isinstance(number, int) else None
+    cause = error.__context__  # pyserial wraps what the system said
+    numbers = (getattr(error, "errno", None), *error.args[:1], *(cause.args[:1] if cause else ()))
+    known = next((_ADVICE[number] for number in numbers if isinstance(number, int) and number in _ADVICE), None)
     return known or f"cannot be used ({error}): check the adapter"
 
 

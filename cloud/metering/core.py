@@ -6,16 +6,16 @@ queue with its reason. In doubt about money: exception queue. It must not rate, 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from cloud.binding.core import Bound
 from cloud.enrolment.core import Premises
 from esci.messages import RecordItem, Records
-from esci.reasons import Reason
-from esci.records import ORIGIN, Interval, digest
+from esci.reasons import SENTENCES, Reason
+from esci.records import ORIGIN, Interval, digest, doubt
 from esci.units import REGISTER_LIMIT_WH, parse_utc
 
-LONGEST_INTERVAL = timedelta(days=31)
+LONGEST_S = 31 * 86_400
 POWER_LIMIT_W = 1_000_000  # no charger of ours carries a megawatt
 
 
@@ -87,7 +87,6 @@ class Circumstances:
     premises: Premises
     binding: Bound | None
     last_register_wh: int | None
-    clock: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +110,7 @@ def span(interval: Interval) -> Span | None:
         start, end = parse_utc(interval.start), parse_utc(interval.end)
     except ValueError:
         return None
-    if not 2000 <= start.year <= end.year <= 2999 or end < start or (start == end and interval.energy_wh):
+    if not 2000 <= start.year <= end.year <= 2999 or end < start:
         return None
     if max(interval.register_start_wh, interval.register_end_wh, interval.energy_wh) > REGISTER_LIMIT_WH:
         return None
@@ -122,37 +121,37 @@ def judge(interval: Interval, when: Span, known: Circumstances) -> Payer | Doubt
     """Who pays for the interval, or the first doubt about it (P1-S3.2, P1-B4)."""
     if interval.premises != known.premises.premises_id:
         return Doubt(Reason.PREMISES_MISMATCH, f"the record says {interval.premises}")
-    doubt = _doubt_register(interval, known.last_register_wh)
-    if doubt is not None:
-        return doubt
+    wrong = _doubt_register(interval, known.last_register_wh)
+    if wrong is not None:
+        return wrong
     if interval.energy_wh == 0:
         return Payer(known.premises.account_id)  # no energy, no money, no doubt
-    return _doubt_flags(interval, when, known.clock) or _payer(interval, known)
+    return _doubt_time(interval, when) or _payer(interval, known)
 
 
 def _doubt_register(interval: Interval, last_register_wh: int | None) -> Doubt | None:
     start_wh, end_wh = interval.register_start_wh, interval.register_end_wh
-    if end_wh < start_wh or "meter-reset" in interval.flags:
+    if end_wh < start_wh:
         return Doubt(Reason.METER_RESET, f"register {start_wh} to {end_wh} Wh")
     if interval.energy_wh != end_wh - start_wh:
         return Doubt(Reason.BODY_INVALID, f"{interval.energy_wh} Wh is not register {start_wh} to {end_wh} Wh")
-    if last_register_wh is not None and start_wh != last_register_wh:
+    if last_register_wh not in (None, start_wh) and "meter-reset" not in interval.flags:
         return Doubt(Reason.REGISTER_DISCONTINUOUS, f"begins at {start_wh} Wh, not {last_register_wh} Wh")
     return None
 
 
-def _doubt_flags(interval: Interval, when: Span, clock: str) -> Doubt | None:
-    length = when.end - when.start
-    if "jump" in interval.flags or interval.energy_wh * 3600 > POWER_LIMIT_W * int(length.total_seconds()):
-        return Doubt(Reason.METER_JUMP, f"{interval.energy_wh} Wh in {int(length.total_seconds())} s")
-    if clock != "synced" or "clock-unsynced" in interval.flags:
-        return Doubt(Reason.CLOCK_UNSYNCED, "the price at that time cannot be known")
-    if "clock-stepped" in interval.flags:
-        return Doubt(Reason.CLOCK_STEPPED, "the price at that time cannot be known")
-    if "energy-while-open" in interval.flags:
-        return Doubt(Reason.ENERGY_WHILE_OPEN, "have a person look at the contactor")
-    if length > LONGEST_INTERVAL:
-        return Doubt(Reason.METERING_GAP, f"{length.days} days without a reading")
+def _doubt_time(interval: Interval, when: Span) -> Doubt | None:
+    """The rule that charger and utility share, and what no sound charger sends."""
+    reason = doubt(interval)
+    if reason is not None:
+        return Doubt(reason, SENTENCES[reason])
+    length_s = int((when.end - when.start).total_seconds())
+    if length_s == 0:
+        return Doubt(Reason.CLOCK_STEPPED, "the interval has energy but no length")
+    if interval.energy_wh * 3600 > POWER_LIMIT_W * length_s:
+        return Doubt(Reason.METER_JUMP, f"{interval.energy_wh} Wh in {length_s} s")
+    if length_s > LONGEST_S:
+        return Doubt(Reason.METERING_GAP, f"{length_s} s without a reading")
     return None
 
 

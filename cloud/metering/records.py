@@ -53,7 +53,6 @@ class Clerk:
     premises: Premises
     catalogue: Catalogue
     at: str
-    clock: str
 
     def doubt(self, doubt: Doubt, energy_wh: int | None = None) -> None:
         """Put the record into the exception queue."""
@@ -84,7 +83,7 @@ class Clerk:
 
 def take(session: Session, item: RecordItem, place: Place, premises: Premises, catalogue: Catalogue) -> None:
     """Do what the record says; the record itself is stored already."""
-    clerk = Clerk(session, place, premises, catalogue, item.at, item.clock)
+    clerk = Clerk(session, place, premises, catalogue, item.at)
     model = BODIES.get(item.kind)
     if model is None:
         clerk.doubt(Doubt(Reason.BODY_INVALID, f"there is no record kind {item.kind}"))
@@ -168,7 +167,7 @@ def _on_interval(clerk: Clerk, interval: Interval) -> None:
     bound = binding.bound(clerk.session, interval.binding) if interval.binding else None
     meter = store.meter(clerk.session, clerk.place.device_id)
     last_register_wh = None if meter is None else meter.register_last_wh
-    known = Circumstances(clerk.place.device_id, clerk.premises, bound, last_register_wh, clerk.clock)
+    known = Circumstances(clerk.place.device_id, clerk.premises, bound, last_register_wh)
     decision = judge(interval, when, known)
     rated: Rated | None = None
     if isinstance(decision, Payer) and interval.energy_wh:
@@ -193,8 +192,7 @@ def _rate(clerk: Clerk, interval: Interval, when: Span) -> Rated | Doubt:
     rated = rate_interval(clerk.session, key, tariff, Usage(when.start, when.end, interval.energy_wh))
     if isinstance(rated, Rated):
         return rated
-    gap = ", over which the meter was not read" if "gap" in interval.flags else ""
-    return Doubt(rated, f"{interval.start} to {interval.end}{gap}")
+    return Doubt(rated, f"{interval.start} to {interval.end}")
 
 
 def _post(clerk: Clerk, interval: Interval, payer: Payer, rated: Rated) -> None:

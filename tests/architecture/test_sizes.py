@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,11 @@ def test_every_module_opens_with_its_job() -> None:
 
 
 def _is_broad(node: ast.AST) -> bool:
+    """A handler that swallows everything; one that ends in a bare `raise` only tidies up."""
     if not isinstance(node, ast.ExceptHandler):
+        return False
+    last = node.body[-1]
+    if isinstance(last, ast.Raise) and last.exc is None:
         return False
     named = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
     return any(
@@ -73,11 +78,8 @@ def test_a_test_file_has_a_name_of_its_own() -> None:
 
 
 def test_no_unfinished_words() -> None:
-    words = ("TO" + "DO", "FIX" + "ME", "X" * 3, "NotImplemented" + "Error")
-    found = [
-        f"{where(path)}:{number}"
-        for path in EVERYTHING
-        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
-        if any(f" {word}" in f" {line}" for word in words)
-    ]
-    assert found == []
+    words = re.compile(r"#.*\b(" + "|".join(["TO" + "DO", "FIX" + "ME", "X" * 3]) + r")\b")
+    comments = {path: path.read_text("utf-8").splitlines() for path in EVERYTHING}
+    assert [f"{where(path)}: {line}" for path, lines in comments.items() for line in lines if words.search(line)] == []
+    unmade = [where(path) for path in sources(*PACKAGES) if "NotImplementedError" in path.read_text("utf-8")]
+    assert unmade == []

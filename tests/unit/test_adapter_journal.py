@@ -190,7 +190,7 @@ def test_a_missing_folder_says_so(tmp_path: Path) -> None:
     ("DELETE FROM record WHERE seq = 7", "record 7 is missing"),
     ("UPDATE record SET seq = 99 WHERE seq = 10", "record 10 is missing"),
     ("UPDATE meta SET acked_seq = 11", "do not fit acknowledgement 11"),
-    ("UPDATE meta SET epoch = 2", "record 2 is not what was written"),
+    ("UPDATE meta SET epoch = 2", "record 1 is not what was written"),
     ("DELETE FROM record WHERE seq < 4", "records 4 to 10 do not fit acknowledgement 0"),
     ("DELETE FROM meta", "its epoch is missing"),
 ])  # fmt: skip
