@@ -38,8 +38,8 @@ def check_all(config: AgentConfig, probe: bool) -> list[Finding]:
 
 def _clock(now: Now) -> Finding:
     if now.utc < EARLIEST:
-        return Finding("clock", False, f"it is {now.utc:%Y-%m-%d} here: connect a time server, or records are marked unsynced"
-                                       " and wait for a person before they are billed")
+        return Finding("clock", False, f"it is {now.utc:%Y-%m-%d} here: connect a time server, or records are marked"
+                                       " unsynced and wait for a person before they are billed")
     return Finding("clock", True, f"{now.utc:%Y-%m-%d %H:%M} UTC")
 
 
@@ -86,7 +86,7 @@ def _board(config: AgentConfig, now: Callable[[], Now]) -> Finding:
                     return Finding("board", False, cause)
                 case BoardFound(identity=identity) if identity.protections_off:
                     off = ", ".join(identity.protections_off)
-                    return Finding("board", False, f"protections are switched off: {off}: switch them on before charging")
+                    return Finding("board", False, f"protections are off: {off}: switch them on before charging")
                 case BoardFound(identity=identity):
                     firmware = identity.firmware
                 case BoardReported(status=status):
@@ -96,6 +96,6 @@ def _board(config: AgentConfig, now: Callable[[], Now]) -> Finding:
                 case _:
                     continue
     except queue.Empty:
-        return Finding("board", False, f"{config.board.port}: no answer in {BOARD_WAIT_MS // 1000} s: check wiring and power")
+        return Finding("board", False, f"{config.board.port}: no answer in {BOARD_WAIT_MS // 1000} s: check its wiring")
     finally:
         board.stop()

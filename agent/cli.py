@@ -1,7 +1,7 @@
 """`evse-agent`: the technician's and systemd's way in. Every command says what, where and what to do next.
 
-Exit codes: 0 all is well; 2 the configuration or the command is wrong; 3 something needed is not there (port, meter, board,
-journal, agent); 4 the utility refused. Only `run` keeps running; the others read files or ask the running agent.
+Exit codes: 0 all is well; 2 the configuration or the command is wrong; 3 something needed is not there (port, meter,
+board, journal, agent); 4 the utility refused. Only `run` keeps running; the others read files or ask the running agent.
 """
 
 import json
@@ -28,7 +28,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_e
                   help="The edge agent of a smart EV charger.")
 
 
-class Failure(Exception):
+class CommandError(Exception):
     """Ends the command with a sentence and an exit code."""
 
     def __init__(self, text: str, code: int) -> None:
@@ -42,7 +42,7 @@ def main() -> None:
         app(standalone_mode=False)
     except (typer.Exit, typer.Abort) as error:
         sys.exit(getattr(error, "exit_code", 1))
-    except Failure as error:
+    except CommandError as error:
         print(error, file=sys.stderr)
         sys.exit(error.code)
     except Exception as error:  # the one place: what has a code is said in a sentence, all else crashes loudly
@@ -59,7 +59,7 @@ def _load(path: Path) -> AgentConfig:
     try:
         return load(path)
     except ConfigError as error:
-        raise Failure(str(error), WRONG) from error
+        raise CommandError(str(error), WRONG) from error
 
 
 def _journal_path(config: AgentConfig) -> Path:
@@ -109,7 +109,7 @@ def _pairs(values: dict[str, Any]) -> str:
 @app.command()
 def commission(
     code: Annotated[str, typer.Option(envvar="PLUGBIND_CODE", prompt="Commissioning code", hide_input=True, help=(
-        "what `evse-cloud device token` printed; better in PLUGBIND_CODE or at the prompt, where no other user sees it"))],
+        "what `evse-cloud device token` printed; in PLUGBIND_CODE or at the prompt no other user sees it"))],
     meter_port: Annotated[str, typer.Option(help="meter: serial device or host:port")],
     board_port: Annotated[str, typer.Option(help="pilot board: serial device")],
     circuit_max_a: Annotated[int, typer.Option(min=6, max=80, help="continuous rating of the circuit, A")],
@@ -184,7 +184,7 @@ def receipt(session: Annotated[str, typer.Argument(help="session id; the last on
 
     found = read_receipt(_journal_path(_load(config)), session)
     if found is None:
-        raise Failure(f"no session {session or 'at all'} in the journal: see `evse-agent sessions`", MISSING)
+        raise CommandError(f"no session {session or 'at all'} in the journal: see `evse-agent sessions`", MISSING)
     print(json.dumps(found.as_json()) if as_json else found.as_text())
 
 

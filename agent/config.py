@@ -1,6 +1,6 @@
-"""The agent's configuration: one strict model of /etc/plugbind/agent.toml. Unknown keys are refused, units are in the names.
+"""The agent's configuration: one strict model of /etc/plugbind/agent.toml. Unknown keys are refused.
 
-Secrets are paths, never values.
+Units are in the names. Secrets are paths, never values.
 """
 
 import tomllib
@@ -57,7 +57,7 @@ class UplinkConfig(Section):
     host: str = Field(min_length=1)
     port: int = Field(ge=1, le=65535)
     keepalive_s: int = Field(default=30, ge=5, le=600, description="real time, s")
-    retry_s: int = Field(default=10, ge=1, le=3600, description="world time until an unanswered message is sent again, s")
+    retry_s: int = Field(default=10, ge=1, le=3600, description="wait before a message is sent again; world time, s")
 
 
 class PevLinkConfig(Section):

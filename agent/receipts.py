@@ -1,4 +1,4 @@
-"""Receipts out of the journal, for the command line: the same intervals, tariffs and arithmetic as everywhere (P1-B4)."""
+"""Receipts out of the journal, for the command line: the same intervals, tariffs and arithmetic as the bill (P1-B4)."""
 
 import json
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from agent.adapters.journalview import SessionRow, session_intervals, sessions, 
 from agent.core.receipt import Statement, statement
 from esci.messages import TariffRef
 from esci.reasons import sentence
-from esci.tariff import Tariff, TariffDocument, parse
+from esci.tariff import Line, Tariff, TariffDocument, parse
 from esci.units import dollars, kwh
 
 
@@ -41,16 +41,23 @@ class PrintedReceipt:
         for interval, line in self.statement.lines:
             if interval.energy_wh == 0:
                 continue
-            price = "waits for the utility" if line is None else (
-                f"{line.micro_usd_per_kwh / 1_000_000:.5f} USD/kWh  {line.period:22}{dollars(line.amount_cents):>8} USD")
-            text.append(f"  {interval.start[11:16]}-{interval.end[11:16]} UTC {kwh(interval.energy_wh):>9} kWh  {price}")
+            span = f"{interval.start[11:16]}-{interval.end[11:16]} UTC"
+            price = "waits for the utility"
+            if line is not None:
+                price = f"{price_text(line)} USD/kWh  {line.period:22}{dollars(line.amount_cents):>8} USD"
+            text.append(f"  {span} {kwh(interval.energy_wh):>9} kWh  {price}")
         if row.energy_wh is None and row.ended_at:
             text.append("  unmetered: the meter was silent, so no energy is stated and none is billed")
         else:
             text.append(f"  total           {kwh(total.energy_wh):>9} kWh  {dollars(total.total_cents):>40} USD")
         if total.pending_wh:
-            text.append(f"  of which {kwh(total.pending_wh)} kWh wait for the utility's decision and are not in the sum")
+            text.append(f"  {kwh(total.pending_wh)} kWh of it wait for the utility's decision and are not in the sum")
         return "\n".join(text)
+
+
+def price_text(line: Line) -> str:
+    """`0.56368`: USD for a kWh, without floats."""
+    return f"{line.micro_usd_per_kwh // 1_000_000}.{line.micro_usd_per_kwh % 1_000_000:06d}".rstrip("0")
 
 
 def read_receipt(journal: Path, session: str) -> PrintedReceipt | None:

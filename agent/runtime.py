@@ -145,7 +145,8 @@ class Hands:
             case ShowState(state=state, publish=publish):
                 self.latest_state = state.model_dump_json()
                 if publish:
-                    self.uplink.publish(topics.state(self.device), canonical(state.model_dump(mode="json")), retain=True)
+                    picture = canonical(state.model_dump(mode="json"))
+                    self.uplink.publish(topics.state(self.device), picture, retain=True)
             case _:
                 raise AssertionError(f"no hand for {effect!r}")
 
@@ -238,8 +239,9 @@ class Loop:
     def _is_over(self) -> bool:
         if self._stop_at_s is None:
             return False
-        status = self._station.power.status
-        seen_open = status is not None and status.closed is False and self._station.power.permission is Permission.BARRED
+        power = self._station.power
+        barred = power.permission is Permission.BARRED
+        seen_open = barred and power.status is not None and power.status.closed is False
         return seen_open or time.monotonic() >= self._stop_at_s
 
 

@@ -116,6 +116,25 @@ class Desk:
             return Handled((), device, kind, error.reason, fields)
         return Handled(tuple(self._sealed(answer) for answer in answers), device, kind, None, fields)
 
+    def changed(self) -> tuple[Answer, ...]:
+        """Parameters that changed since they were sent, with the tariffs they need; each is given once (P1-F18, F24).
+
+        A device that has never said hello gets nothing. Raises DatabaseUnavailableError.
+        """
+        now, found = self._tools.clock(), list[Down]()
+        with transaction(self._engine) as session:
+            for device_id, sent in binding.sent_params(session).items():
+                device = enrolment.get_device(session, device_id)
+                premises = enrolment.get_premises(session, device.premises_id) if device else None
+                if device is None or device.revoked or premises is None:
+                    continue
+                default = self._tools.catalogue.in_force(premises.default_plan, now)
+                if default is not None and _fingerprint(premises, default) != sent:
+                    visit = _Visit(session, device, premises, Stamp(now, self._tools.new_id), {})
+                    found += [*self._tariffs(visit, [default]), self._params(visit, default)]
+                    found += binding.change_interval(session, device_id, premises.interval_s, visit.stamp)
+        return tuple(self._sealed(message) for message in found)
+
     def keep(self, topic: str, payload: bytes, reason: Reason, detail: str) -> None:
         """Keep a refused message for an operator."""
         with transaction(self._engine) as session:
@@ -207,6 +226,7 @@ class Desk:
         answers = self._tariffs(visit, wanted)
         if default is not None:
             answers.append(self._params(visit, default))
+        binding.change_interval(session, device_id, premises.interval_s, visit.stamp)
         answers.extend(binding.outstanding(session, device_id, visit.stamp))
         answers.append(self._ack(visit, message.epoch, metering.last_seq(session, device_id, message.epoch)))
         visit.fields.update(software=message.software, last_seq=message.last_seq, premises_match=int(
@@ -243,6 +263,7 @@ class Desk:
 
     def _params(self, visit: _Visit, default: TariffRef) -> Params:
         premises = visit.premises
+        binding.note_sent_params(visit.session, visit.device.device_id, _fingerprint(premises, default))
         return Params.model_validate({
             "device": visit.device.device_id,
             "id": self._tools.new_id(),
@@ -261,6 +282,13 @@ class Desk:
     def _sealed(self, message: Down) -> Answer:
         payload = seal.seal(message.model_dump(mode="json"), self._tools.signer)
         return Answer(topics.down(message.device, message.kind), message.kind, payload)
+
+
+def _fingerprint(premises: Premises, default: TariffRef) -> str:
+    """The parameters as text; equal texts need no message."""
+    parts = (default.code, default.version, premises.premises_id, premises.interval_s, premises.binding_wait_s,
+             premises.charge_without_binding)
+    return " ".join(str(part) for part in parts)
 
 
 def _public_key(pem: str) -> ec.EllipticCurvePublicKey | None:

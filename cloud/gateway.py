@@ -13,7 +13,7 @@ import signal
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -25,7 +25,7 @@ from sqlalchemy import Engine, text
 from cloud import logs
 from cloud.config import CloudConfig, open_database
 from cloud.db import DatabaseUnavailableError, create_schema, transaction
-from cloud.desk import Desk, Handled, Tools
+from cloud.desk import Answer, Desk, Handled, Tools
 from cloud.errors import ConfigError
 from cloud.pki import Pki, ServiceFiles
 from cloud.rating.plans import load_plans
@@ -37,6 +37,7 @@ QUEUE_MESSAGES = 1000
 QUEUE_WAIT_S = 5.0
 OUTGOING_MESSAGES = 10_000
 KEEPALIVE_S = 30
+CHANGES_EVERY_S = 2.0
 RETRY_FIRST_S, RETRY_LAST_S = 0.2, 5.0
 log = logging.getLogger("cloud.gateway")
 
@@ -59,6 +60,7 @@ class Gateway:
         self._rejoin = threading.Event()
         self._connection = 0
         self._broker_gone = False
+        self._changes_due_s = 0.0
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_connect_fail, client.on_message = self._on_connect_fail, self._on_message
         client.on_subscribe = self._on_subscribe
@@ -76,13 +78,7 @@ class Gateway:
                 self._leave()
                 self._join()
             try:
-                incoming = self._inbox.get(timeout=0.2)
-            except queue.Empty:
-                continue
-            if incoming.connection != self._connection:
-                continue  # it was not acknowledged on its connection, so the broker sends it again
-            try:
-                self._take(incoming.message)
+                self._step()
             except DatabaseUnavailableError as error:
                 self._leave()
                 log.warning("the database is gone, messages stay at the broker", extra={"cause": str(error)})
@@ -90,6 +86,21 @@ class Gateway:
                 self._join()
         self._leave()
         log.info("stopped")
+
+    def _step(self) -> None:
+        """One message, if one comes within a moment; and now and then what has changed at the utility."""
+        if self._client.is_connected() and time.monotonic() >= self._changes_due_s:
+            changed = self._desk.changed()
+            self._publish(changed)
+            if changed:
+                log.info("changed parameters sent", extra={"topics": [answer.topic for answer in changed]})
+            self._changes_due_s = time.monotonic() + CHANGES_EVERY_S
+        try:
+            incoming = self._inbox.get(timeout=0.2)
+        except queue.Empty:
+            return
+        if incoming.connection == self._connection:  # else the broker sends it again: it was not acknowledged
+            self._take(incoming.message)
 
     def _take(self, message: mqtt.MQTTMessage) -> None:
         """Handle, publish the answers, acknowledge to the broker, log: in this order."""
@@ -102,13 +113,16 @@ class Gateway:
             log.exception("a message could not be handled and is kept: report this", extra={"topic": topic})
             self._desk.keep(topic, payload, Reason.MALFORMED, f"internal: {type(error).__name__}")
             handled = Handled((), "", "", Reason.MALFORMED, {})
-        for answer in handled.answers:
+        self._publish(handled.answers)
+        self._client.ack(message.mid, message.qos)
+        _log_handled(handled, topic)
+
+    def _publish(self, answers: Sequence[Answer]) -> None:
+        for answer in answers:
             sent = self._client.publish(answer.topic, answer.payload, qos=1)
             if sent.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
                 log.warning("an answer was dropped, the queue is full; the device asks again",
                             extra={"topic": answer.topic})
-        self._client.ack(message.mid, message.qos)
-        _log_handled(handled, topic)
 
     def _await_database(self) -> None:
         """Return when the database answers and its tables are there."""

@@ -12,7 +12,8 @@ Name = Annotated[str, StringConstraints(pattern=_NAME)]
 PevId = Annotated[str, StringConstraints(pattern=r"^[A-HJ-NPR-Z0-9]{17}$")]
 MessageId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-UtcText = Annotated[str, StringConstraints(pattern=r"^[0-9]{4}-[0-9][0-9]-[0-9][0-9]T[0-9][0-9]:[0-9][0-9]:[0-9][0-9]Z$")]
+_UTC = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"
+UtcText = Annotated[str, StringConstraints(pattern=_UTC)]
 
 _VALUES = {letter: value for value, letters in {
     1: "AJ", 2: "BKS", 3: "CLT", 4: "DMU", 5: "ENV", 6: "FW", 7: "GPX", 8: "HY", 9: "RZ"}.items() for letter in letters}
@@ -36,7 +37,8 @@ def check_vin(text: str) -> str:
             raise ValueError(f"position {position} of the VIN cannot be {letter!r} (I, O and Q are not used): {vin}")
     expected = vin_check_digit(vin)
     if vin[8] != expected:
-        raise ValueError(f"position 9 (check digit) of the VIN is {vin[8]}, the other 16 need {expected}: look for a slip: {vin}")
+        raise ValueError(f"position 9 (check digit) of the VIN is {vin[8]}, the other 16 need {expected}: "
+                         f"look for a slip: {vin}")
     return vin
 
 

@@ -3,7 +3,7 @@
 One JSON object on each line, at most LINE_LIMIT bytes with its newline. The vehicle opens the connection after On-Plug.
     first time   PEV discover -> ESCI offer -> PEV identify -> ESCI wait* -> confirm(ack) or reject -> PEV ack
     later        PEV identify (resumed TLS session, stored ticket) -> ESCI wait* -> confirm or reject
-The link stays open until unplug. The PEV I.D. in `identify` must be the one in the certificate (URI `urn:plugbind:pev:VIN`).
+The link stays open until unplug. The PEV I.D. in `identify` must be the certificate's (URI `urn:plugbind:pev:VIN`).
 """
 
 from typing import Annotated, Literal

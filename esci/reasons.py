@@ -1,4 +1,4 @@
-"""Every reason that Plugbind gives, with its sentence for people. Part of the contract: pages, audit and tests use these."""
+"""Every reason that Plugbind gives, with its sentence for people. Pages, audit and tests use these."""
 
 from enum import StrEnum
 

@@ -47,7 +47,7 @@ class SessionBound(Wire):
 
 
 class SessionUnbound(Wire):
-    """Charging goes on (or not, when `charging` is false) without a binding, and why (P1-B4, F10). pev "" is unknown."""
+    """Charging goes on (not when `charging` is false) without a binding, and why (P1-B4, F10). pev "" is unknown."""
 
     session: Session
     pev: Pev
@@ -58,7 +58,7 @@ class SessionUnbound(Wire):
 class Interval(Wire):
     """Energy between two register readings. Session "" is idle time. Registers telescope from record to record.
 
-    `tariff` None: the premises' default tariff has not been received yet. `rate_reason` says why the default rate applies.
+    `tariff` None: the premises' default tariff has not come yet. `rate_reason` says why the default rate applies.
     """
 
     session: Session
@@ -114,7 +114,9 @@ def digest(prev: str, epoch: int, seq: int, item: RecordItem) -> str:
     return raw_digest(prev, epoch, seq, item.kind, item.at, item.clock, item.body)
 
 
-def raw_digest(prev: str, epoch: int, seq: int, kind: str, at: str, clock: ClockQuality, body: dict[str, object]) -> str:
+def raw_digest(
+    prev: str, epoch: int, seq: int, kind: str, at: str, clock: ClockQuality, body: dict[str, object]
+) -> str:
     """As `digest`, from the parts, for a journal that has no models at hand."""
     data = canonical({"epoch": epoch, "seq": seq, "kind": kind, "at": at, "clock": clock, "body": body})
     return hashlib.sha256(prev.encode() + data).hexdigest()

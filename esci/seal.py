@@ -1,6 +1,6 @@
 """Seals: an ES256 signature over the canonical form of a message's body (RFC 8785; RFC 7518 section 3.4 for ES256).
 
-Bodies hold objects, arrays, text, booleans, null and integers of at most 53 bits; so canonical form needs no number rules.
+Bodies hold objects, arrays, text, booleans, null and integers of at most 53 bits: canonical form needs no number rules.
 Keys are used through a Signer; this module knows no file (P1-S1.10, P1-S1.11).
 """
 

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 ROOT = "esci/1"
 UP_KINDS = ("hello", "bind.request", "bind.ack", "eumd.ack", "records", "reply")
-DOWN_KINDS = ("bind.confirm", "bind.reject", "eumd.detect", "params", "tariff", "price", "dsm", "limit", "command", "ack")
+DOWN_KINDS = (
+    "bind.confirm", "bind.reject", "eumd.detect", "params", "tariff", "price", "dsm", "limit", "command", "ack")
 ALL_UP = f"{ROOT}/+/up/+"
 
 

@@ -10,7 +10,7 @@ REGISTER_LIMIT_WH = 100_000_000_000
 
 
 def energy_wh(kwh: float) -> EnergyWh:
-    """Nearest watt-hour. The only place where a meter's float kWh becomes ours. Raises ValueError outside 0..10^8 kWh."""
+    """Nearest watt-hour: the only place where a meter's float kWh becomes ours. Raises ValueError outside 0..10^8."""
     if not 0 <= kwh < REGISTER_LIMIT_WH / 1000:  # also refuses NaN
         raise ValueError(f"{kwh} kWh is not a register value")
     return EnergyWh(round(kwh * 1000))

@@ -226,9 +226,11 @@ class Bench:
         name = command.pop("do")
         if name == "power_cycle_vehicle":
             link = self._links.get(str(command.get("vehicle")))
-            if link is not None:
+            if link is None:
+                self._log("deed refused", {"do": name, "error": "no vehicle of that name has a PEV link"})
+            else:
                 link.power_cycle()
-            self._log("deed done", {"do": name, "arguments": command})
+                self._log("deed done", {"do": name, "arguments": command})
             return
         self.do(name, command)
 

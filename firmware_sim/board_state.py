@@ -4,7 +4,7 @@ Holds values and their arithmetic only; the order of events is in board_openevse
 Source: facts/openevse-observed.md, sections 3, 6, 8, 13, 15. No I/O, no clock.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 
 from firmware_sim import rapi_wire
@@ -96,10 +96,6 @@ class Eeprom:
     relay_close_ms: int = 100
     relay_hold_pwm: int = 255
     clock_offset_s: int = 0  # not EEPROM but the battery-backed clock: $S1 against world time
-
-    def as_json(self) -> dict[str, object]:
-        """Plain values for a file."""
-        return asdict(self)
 
 
 @dataclass(slots=True)

@@ -84,17 +84,23 @@ def _map(path: Path) -> MeterMap:
         _fail(str(error))
 
 
-def _logger(as_json: bool) -> Log:
-    """One line for each event: JSON on standard output, or words on standard error."""
+def _logger(as_json: bool, stop: Stop) -> Log:
+    """One line for each event: JSON on standard output, or words on standard error. Stops when nobody reads."""
     lock = threading.Lock()
 
     def log(event: str, fields: dict[str, object]) -> None:
         with lock:
-            if as_json:
-                print(json.dumps({"event": event, **fields}), flush=True)
-            else:
-                words = " ".join(f"{name}={value}" for name, value in fields.items())
-                print(f"{event} {words}", file=sys.stderr, flush=True)
+            try:
+                if as_json:
+                    print(json.dumps({"event": event, **fields}), flush=True)
+                else:
+                    words = " ".join(f"{name}={value}" for name, value in fields.items())
+                    print(f"{event} {words}", file=sys.stderr, flush=True)
+            except BrokenPipeError:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, (sys.stdout if as_json else sys.stderr).fileno())
+                os.close(nowhere)
+                stop.event.set()
 
     return log
 
@@ -107,9 +113,8 @@ def _state_dir(path: Path) -> Path:
     return path.resolve()
 
 
-def _run_bench(bench: Bench, commands_fd: int | None, end_after_s: int | None) -> None:
+def _run_bench(bench: Bench, stop: Stop, commands_fd: int | None, end_after_s: int | None) -> None:
     """Runs to the end or to a signal, and always tidies up."""
-    stop = _stop_on_signals()
     try:
         bench.start()
         bench.run(stop.event, commands_fd, end_after_s)
@@ -137,9 +142,10 @@ def run(
     except ScenarioError as error:
         _fail(str(error))
     map_path = meter_map or (scenario.parent / parts.meter.map if parts.meter.map else DEFAULT_MAP)
-    setting = Setting(_state_dir(state_dir), _map(map_path), _time_scale(), time.monotonic, _logger(json_log))
+    stop = _stop_on_signals()
+    setting = Setting(_state_dir(state_dir), _map(map_path), _time_scale(), time.monotonic, _logger(json_log, stop))
     bench = Bench(parts, parts.world.seed if seed is None else seed, setting)
-    _run_bench(bench, sys.stdin.fileno() if stdin else None, end_after_s)
+    _run_bench(bench, stop, sys.stdin.fileno() if stdin else None, end_after_s)
 
 
 @app.command()

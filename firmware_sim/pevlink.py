@@ -250,6 +250,7 @@ class PevLink:
     def _send(self, tls: ssl.SSLSocket, message: BaseModel) -> None:
         tls.sendall(message.model_dump_json().encode() + b"\n")
         self._count(sent=1)
+        self._log("pev link sent", {"vehicle": self._plan.vehicle, "kind": message.kind})
 
     # what survives a power cycle
 

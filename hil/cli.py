@@ -1,4 +1,7 @@
-"""`evse-hil`: benches and the demonstration. A composition root. Exit codes: 0 all holds, 1 not, 2 bad input, 130 stopped."""
+"""`evse-hil`: benches and the demonstration. A composition root.
+
+Exit codes: 0 all holds, 1 not, 2 bad input, 130 stopped.
+"""
 
 import shutil
 import signal

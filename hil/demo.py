@@ -13,7 +13,7 @@ from hil.plant import Plant
 from hil.processes import BenchError, Crew, Ear, Heard
 from hil.show import Show
 
-BEGIN_UTC = "2025-07-16T03:33:00Z"  # 20:33 on a summer Tuesday in Los Angeles; the evening peak ends at 21:00
+BEGIN_UTC = "2025-07-16T03:36:00Z"  # 20:36 on a summer Tuesday in Los Angeles; the evening peak ends at 21:00
 PRICE_CHANGE_UTC = "2025-07-16T04:00:00Z"
 STEP_S = 20.0
 
@@ -81,7 +81,7 @@ class Story:
         self._see("the agent found the board", "agent", "happened", since, what="BoardFound")
         self._see("the utility's parameters", "agent", "received", since, kind="params")
         self._until("the meter is read", lambda: self.plant.status().get("register_wh") is not None)
-        self.show.step("", f"world time runs {self.scale}x from {BEGIN_UTC}: 20:33 in Los Angeles, price change at 21:00")
+        self.show.step("", f"world time runs {self.scale}x from {BEGIN_UTC}, 20:36 in Los Angeles; new price at 21:00")
 
     def _first_session(self) -> Effort:
         show, ear, plant = self.show, self.ear, self.plant
@@ -102,7 +102,8 @@ class Story:
         show.step("S1.11", "utility confirmed the binding with program, tariff version and ticket")
         self._see("the vehicle's parameters", "sim", "pev link received", since, kind="confirm")
         show.step("S1.12", "the vehicle stored its parameters")
-        bound = self._see("the vehicle's acknowledgement", "agent", "sent", since, kind="bind.ack")
+        bound = self._see("the binding", "agent", "recorded", since, record="session.bound")
+        self._see("the vehicle's acknowledgement", "agent", "sent", since, kind="bind.ack")
         show.step("S1.13", "the vehicle acknowledged; bound")
         self._see("the detection message", "agent", "received", since, kind="eumd.detect")
         show.step("S1.14", "utility sent the detection message to the meter role: rate program, interval 5 min")
@@ -112,14 +113,15 @@ class Story:
         show.step("S1.16", "EUMD acknowledged; the utility shows it as set up")
         effort = self._effort(since, plugged, bound, done)
         self._see("the contactor", "agent", "board changed", since, closed="True")
-        show.step("S2.7", f"contactor closed, 32 A offered: {self._power()}")
+        show.step("S2.7", "contactor closed, 32 A offered")
         self._lose_broker()
-        self._unplug("leaf", 960)
+        self._until("21:11 world time", lambda: self._world_time() >= "2025-07-16T04:11:00Z")
+        self._unplug("leaf")
         return effort
 
     def _lose_broker(self) -> None:
         show, plant = self.show, self.plant
-        self._until("20:50 world time", lambda: self._world_time() >= "2025-07-16T03:50:00Z")
+        self._until("20:47 world time", lambda: self._world_time() >= "2025-07-16T03:47:00Z")
         show.chapter("The broker is killed while the vehicle charges")
         before = self._waiting()
         since = self.ear.position
@@ -128,7 +130,7 @@ class Story:
         show.step("", f"kill -9 of the broker; {before} records were waiting")
         self._until("two more records", lambda: self._waiting() >= before + 2)
         grown = self._waiting()
-        show.step("B4", f"charging and metering go on ({self._power()}); the journal holds {grown} records")
+        show.step("B4", f"charging and metering go on ({self._power_flows()}); the journal holds {grown} records")
         self._until("21:00, the price change", lambda: self._world_time() >= "2025-07-16T04:02:00Z")
         grown = self._waiting()
         show.step("", f"21:00: the price changes while the utility is away; {grown} records wait")
@@ -147,13 +149,14 @@ class Story:
         plugged = self._see("On-Plug", "agent", "board changed", since, plugged="True")
         self._see("the PEV I.D.", "agent", "vehicle identified", since, resumed="True")
         show.step("S2.1-3", "On-Plug; TLS session resumed, discovery skipped; PEV I.D. with its ticket")
-        bound = self._see("the confirmation", "agent", "received", since, kind="bind.confirm")
+        bound = self._see("the binding", "agent", "recorded", since, record="session.bound")
         show.step("S2.4-6", "utility validated and confirmed the binding")
         done = self._see("the vehicle hears it", "sim", "pev link received", since, kind="confirm")
         effort = self._effort(since, plugged, bound, done)
         self._see("the contactor", "agent", "board changed", since, closed="True")
-        show.step("S2.7", f"charging on the enrolled program: {self._power()}")
-        self._unplug("leaf", 600)
+        show.step("S2.7", f"charging on the enrolled program: {self._power_flows()}")
+        self._charge_s(240)
+        self._unplug("leaf")
         return effort
 
     def _third_session(self) -> None:
@@ -163,8 +166,10 @@ class Story:
         self._see("the refusal", "agent", "received", since, kind="bind.reject")
         self._see("the contactor", "agent", "board changed", since, closed="True")
         reason = self.plant.status().get("reason")
-        self.show.step("B4", f"refused: {reason}; charging goes on at the premises' default rate: {self._power()}")
-        self._unplug("stranger", 600)
+        self.show.step("B4", f"refused: {reason}; charging goes on at the premises' default rate: "
+                              f"{self._power_flows()}")
+        self._charge_s(240)
+        self._unplug("stranger")
 
     def _fourth_session(self) -> None:
         show = self.show
@@ -178,11 +183,14 @@ class Story:
         if status.get("power_w") is not None or status.get("register_wh") is not None:
             raise BenchError(f"the meter is silent, and yet the agent shows {status.get('power_w')} W")
         show.step("B6", "charging; power and register are shown as unavailable, not as zero")
-        self._unplug("leaf", 300)
+        self._charge_s(180)
+        self._unplug("leaf")
 
-    def _unplug(self, vehicle: str, after_s: int) -> None:
+    def _charge_s(self, world_s: int) -> None:
         begun_s = self._world_s()
-        self._until("some charging", lambda: self._world_s() >= begun_s + after_s)
+        self._until("some charging", lambda: self._world_s() >= begun_s + world_s)
+
+    def _unplug(self, vehicle: str) -> None:
         since = self.ear.position
         self.plant.do("unplug", vehicle=vehicle)
         self._see("the session's end", "agent", "recorded", since, record="session.ended")
@@ -220,11 +228,11 @@ class Story:
         checks.append((len(periods) == 2, f"first session has two prices: {', '.join(sorted(map(str, periods)))}"))
         cut = any(line["end"] == PRICE_CHANGE_UTC for line in first["lines"])
         checks.append((cut, "an interval ends exactly at the price change"))
-        third = list(receipts.values())[2]
-        checks.append((third["rate_reason"] == "unknown-pev", f"third session: default rate, reason {third['rate_reason']}"))
-        fourth = list(receipts.values())[3]
-        invented = fourth["energy_wh"] is not None or billed[fourth["session"]]["cents"] is not None
-        checks.append((bool(fourth["unmetered"]) and not invented, "fourth session: unmetered, no energy and no amount"))
+        third, fourth = list(receipts.values())[2:4]
+        why = third["rate_reason"]
+        checks.append((why == "unknown-pev", f"third session: default rate, reason {why}"))
+        unknown = fourth["energy_wh"] is None and billed[fourth["session"]]["cents"] is None
+        checks.append((bool(fourth["unmetered"]) and unknown, "fourth session: unmetered, no energy and no amount"))
         return checks
 
     def _check_energy(self, bill: Mapping[str, Any], whole: Mapping[str, Any],
@@ -238,7 +246,8 @@ class Story:
              f"posted {device['posted_wh']} Wh, in doubt {device['exception_wh']} Wh"),
             (bool(whole["whole"]) and whole["debit_cents"] == whole["credit_cents"],
              f"ledger: debits {dollars(whole['debit_cents'])} = credits {dollars(whole['credit_cents'])} USD"),
-            (world["unmetered_wh"] > 0, f"{world['unmetered_wh']} Wh flowed past the unplugged meter: nobody is billed for them"),
+            (world["unmetered_wh"] > 0,
+             f"{world['unmetered_wh']} Wh flowed past the unplugged meter: nobody is billed for them"),
         ]
 
     # ---- looking
@@ -259,12 +268,8 @@ class Story:
         kinds = ("bind.request", "bind.ack", "eumd.ack", "bind.confirm", "eumd.detect")
         utility = sum(line.source == "agent" and line.event in ("sent", "received") and line.fields.get("kind") in kinds
                       for line in between)
-        return Effort(utility + self._link_messages(), round((bound.at_s - plugged.at_s) * 1000))
-
-    def _link_messages(self) -> int:
-        vehicle = self.plant.world().get("vehicle")
-        assert isinstance(vehicle, dict)
-        return int(vehicle["messages_sent"]) + int(vehicle["messages_received"])
+        link = sum(line.source == "sim" and line.event in ("pev link sent", "pev link received") for line in between)
+        return Effort(utility + link, round((bound.at_s - plugged.at_s) * 1000))
 
     def _waiting(self) -> int:
         found = self.plant.status().get("journal_waiting", 0)
@@ -277,9 +282,10 @@ class Story:
         found = self.plant.world().get("world_s", 0)
         return found if isinstance(found, int) else 0
 
-    def _power(self) -> str:
-        found = self.plant.world().get("power_w", 0)
-        return f"{found} W"
+    def _power_flows(self) -> str:
+        """The power once the vehicle has taken it up."""
+        self._until("power", lambda: int(str(self.plant.world().get("power_w", 0))) > 1_000)
+        return f"{self.plant.world().get('power_w')} W"
 
 
 def facts(plant: Plant) -> Mapping[str, str]:
@@ -299,6 +305,14 @@ def facts(plant: Plant) -> Mapping[str, str]:
     }
 
 
+def _row(line: Mapping[str, Any]) -> str:
+    price = "in doubt"
+    if line["cents"] is not None:
+        usd = line["price_micro_usd_per_kwh"] / 1_000_000
+        price = f"{usd:.5f}  {line['period']:18} {dollars(line['cents']):>6}"
+    return f"  {line['start'][11:16]}-{line['end'][11:16]} UTC {line['energy_wh']:>6} Wh  {price}"
+
+
 def _table(bill: Mapping[str, Any]) -> str:
     lines = [f"Statement of premises {bill['premises_id']}"]
     for session in bill["sessions"]:
@@ -308,9 +322,7 @@ def _table(bill: Mapping[str, Any]) -> str:
         lines.append(head + (f"  default rate: {session['unbound_reason']}" if session["unbound_reason"] else ""))
         for line in session["lines"]:
             if line["energy_wh"]:
-                price = "in doubt" if line["cents"] is None else (
-                    f"{line['price_micro_usd_per_kwh'] / 1_000_000:.5f}  {line['period']:18} {dollars(line['cents']):>6}")
-                lines.append(f"  {line['start'][11:16]}-{line['end'][11:16]} UTC {line['energy_wh']:>6} Wh  {price}")
+                lines.append(_row(line))
         lines.append("  no amount" if session["cents"] is None else f"  {dollars(session['cents']):>51} USD")
     lines.append(f"total {bill['posted_wh']} Wh, {dollars(bill['cents'])} USD")
     return "\n".join(lines)

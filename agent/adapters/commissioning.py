@@ -1,4 +1,4 @@
-"""Commissioning: a one-time code buys this device its certificate, over HTTPS pinned to the utility's CA (P1-S1.5).
+"""Commissioning: a one-time code buys this device its certificate, over HTTPS pinned to the utility's CA.
 
 The device key is made here and never leaves; only a certificate request does. The token is never logged or stored.
 Files are written whole, agent.toml last, so an attempt that broke off is simply made again with the same code and key.

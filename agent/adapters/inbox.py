@@ -23,7 +23,7 @@ def deliver(post: Post, event: Event, stopping: threading.Event) -> bool:
             post(event)
         except queue.Full:
             if not held:
-                log.warning("inbox is full, its sender waits", extra={"event": type(event).__name__})
+                log.warning("inbox is full, its sender waits", extra={"kind": type(event).__name__})
                 held = True
             if stopping.wait(RETRY_S):
                 return False

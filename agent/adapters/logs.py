@@ -28,7 +28,8 @@ class JsonLines(logging.Formatter):
         }
         for name, value in vars(record).items():
             if name not in _OWN:
-                line[name] = value if isinstance(value, int | None) else _clean(str(value))
+                free = f"{name}_" if name in line else name
+                line[free] = value if isinstance(value, int | None) else _clean(str(value))
         if record.exc_info:
             line["traceback"] = _clean(self.formatException(record.exc_info))
         return json.dumps(line, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""The status socket: whoever of the agent's group connects gets the latest state as one JSON line (P1-F17).
+"""The status socket: whoever of the agent's group connects gets the latest state as one JSON line (towards P1-F17).
 
 It only tells; it must not take an order.
 """

@@ -44,7 +44,10 @@ class Dialogue:
         binding.on(Happened.PLUGGED)
         binding.deadline_ms = now.mono_ms + self._memory.binding_wait_s * 1000
         early, self._early = self._early, None
-        return [] if early is None else self.on_identified(early, now)
+        if early is None:
+            return []
+        binding.on(Happened.IDENTIFIED)
+        return self._validate(early, now)
 
     def on_unplugged(self) -> None:
         """The plug-in is over."""
@@ -75,10 +78,7 @@ class Dialogue:
             return [TellPev(pevlink.Reject(reason=reason, sentence=sentence(reason)))]
         match before:
             case State.AWAITING_PEV:
-                known = self._memory.known.get(event.pev)
-                binding.pev, binding.request = event.pev, self._new_id()
-                binding.known = known.binding if known is not None and known.ticket == event.ticket else ""
-                return [TellPev(pevlink.Wait()), *self._ask(now)]
+                return [TellPev(pevlink.Wait()), *self._validate(event, now)]
             case State.VALIDATING:
                 return [TellPev(pevlink.Wait())]
             case State.CONFIRMING:
@@ -175,13 +175,16 @@ class Dialogue:
         self._hello_again_ms = None
         if message.premises != memory.settings.premises:
             return [self._noted(Reason.PREMISES_MISMATCH, message.id, now)]
-        records = self._metering.edge(now) if message.default_tariff != memory.default_tariff else []
+        changed = message.default_tariff != memory.default_tariff
+        records = self._metering.edge(now) if changed else []
         memory.default_tariff, memory.dirty = message.default_tariff, True
         memory.binding_wait_s = message.binding_wait_s
         memory.charge_without_binding = message.charge_without_binding
         if not memory.detect_set:
             self._set_interval(message.interval_s)
-        return [*records, *self._metering.edge(now)]
+        if changed:
+            records += self._metering.edge(now)  # closes nothing; from here on the other tariff's prices cut
+        return list(records)
 
     def _on_tariff(self, message: wire.TariffSent, now: Now) -> list[Effect]:
         document = message.document
@@ -191,6 +194,8 @@ class Dialogue:
             detail: dict[str, str | int | None] = {"tariff": f"{document.code} {document.version}"[:120],
                                                    "error": str(error)[:200]}
             return [record("event", Happening(code=Reason.UNKNOWN_TARIFF, session="", detail=detail), now)]
+        if self._memory.tariffs.get((document.code, document.version)) == tariff:
+            return []
         records = self._metering.edge(now)
         self._memory.tariffs[document.code, document.version] = tariff
         records += self._metering.edge(now)  # closes nothing; from here on the new prices cut
@@ -214,7 +219,8 @@ class Dialogue:
             return effects
         if self._hello_again_ms is not None and now.mono_ms >= self._hello_again_ms:
             effects += self._say_hello(now)
-        if binding.state is State.VALIDATING and binding.sent_ms is not None and now.mono_ms >= binding.sent_ms + retry_ms:
+        asked_ms = binding.sent_ms if binding.state is State.VALIDATING else None
+        if asked_ms is not None and now.mono_ms >= asked_ms + retry_ms:
             effects += self._ask(now)
         if self._ack is not None and now.mono_ms >= self._ack_sent_ms + retry_ms:
             effects += self._send_ack(now)
@@ -236,6 +242,13 @@ class Dialogue:
     def _say_hello(self, now: Now) -> list[Effect]:
         self._hello_again_ms = now.mono_ms + self._memory.settings.retry_s * 1000
         return [Send(self._hello(now))]
+
+    def _validate(self, event: PevIdentified, now: Now) -> list[Effect]:
+        """Begin to ask the utility about a vehicle; a ticket of ours makes it a re-binding (P1-F28)."""
+        binding, known = self._memory.binding, self._memory.known.get(event.pev)
+        binding.pev, binding.request = event.pev, self._new_id()
+        binding.known = known.binding if known is not None and known.ticket == event.ticket else ""
+        return self._ask(now)
 
     def _ask(self, now: Now) -> list[Effect]:
         """P1-S1.9, S2.4."""

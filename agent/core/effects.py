@@ -1,4 +1,7 @@
-"""What the station wants done: imperatives, carried out in order by the runtime. A Record comes before what it records."""
+"""What the station wants done: imperatives, carried out in order by the runtime.
+
+A Record comes before what it records.
+"""
 
 from dataclasses import dataclass
 

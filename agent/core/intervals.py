@@ -1,8 +1,8 @@
 """Intervals of energy between register readings, on clean UTC boundaries (P1-S3.1, F20, F24, N1, B6).
 
 An interval ends with the first reading at or after its boundary. When no reading comes in time, the hole becomes one
-interval with flag `gap` from the last reading to the next: its energy is known, its spread over time is not, and nothing
-is smoothed. Registers telescope: the energies of all intervals add up to the register, resets apart.
+interval with flag `gap` from the last reading to the next: its energy is known, its spread over time is not, and
+nothing is smoothed. Registers telescope: the energies of all intervals add up to the register, resets apart.
 """
 
 from collections.abc import Callable
@@ -60,6 +60,7 @@ class Reading:
     utc: datetime
     register_wh: int
     mono_ms: int
+    synced: bool = True
 
 
 @dataclass(slots=True)
@@ -81,14 +82,14 @@ class IntervalRecorder:
 
     def on_reading(self, register_wh: int, read_at: Now) -> list[Outcome]:
         """What this reading closes. A reading older than the last one is ignored."""
-        reading = Reading(read_at.utc, register_wh, read_at.mono_ms)
+        reading = Reading(read_at.utc, register_wh, read_at.mono_ms, read_at.quality == "synced")
         last = self.last
         if last is None:
-            self._begin(reading, synced=read_at.quality == "synced")
+            self._begin(reading)
             return []
         if reading.mono_ms < last.mono_ms:
             return []
-        if read_at.quality != "synced":
+        if not reading.synced:
             self.flags.add("clock-unsynced")
         if register_wh < last.register_wh:
             return self._went_back(reading)
@@ -108,7 +109,7 @@ class IntervalRecorder:
         if self.last is None or self.start is None:
             return []
         outcomes = self._close(self.last)
-        self._begin(self.last, synced="clock-unsynced" not in self.flags)
+        self._begin(self.last)
         return outcomes
 
     def on_clock_step(self, step_s: int, synced: bool) -> list[Outcome]:
@@ -117,8 +118,8 @@ class IntervalRecorder:
             return []
         self.flags.add("clock-stepped")
         outcomes = self._close(self.last)
-        moved = Reading(self.last.utc + timedelta(seconds=step_s), self.last.register_wh, self.last.mono_ms)
-        self._begin(moved, synced)
+        moved = Reading(self.last.utc + timedelta(seconds=step_s), self.last.register_wh, self.last.mono_ms, synced)
+        self._begin(moved)
         self.flags.add("clock-stepped")
         return outcomes
 
@@ -126,9 +127,9 @@ class IntervalRecorder:
         """Takes effect after the running interval, on a clean boundary of the new length (P1-F24)."""
         self.interval_s = interval_s
 
-    def _begin(self, reading: Reading, synced: bool) -> None:
+    def _begin(self, reading: Reading) -> None:
         self.start = self.last = reading
-        self.flags = set() if synced else {"clock-unsynced"}
+        self.flags = set() if reading.synced else {"clock-unsynced"}
         clean = next_clean(reading.utc, self.interval_s)
         priced = self.cut(reading.utc)
         self.boundary = clean if priced is None else min(clean, priced)
@@ -140,27 +141,25 @@ class IntervalRecorder:
 
     def _cross(self, last: Reading, reading: Reading) -> list[Outcome]:
         assert self.boundary is not None
-        synced = "clock-unsynced" not in self.flags
         if reading.utc <= self.boundary + timedelta(seconds=self.tolerance_s):
-            edge = Reading(self.boundary, reading.register_wh, reading.mono_ms)
+            edge = Reading(self.boundary, reading.register_wh, reading.mono_ms, reading.synced)
             outcomes = self._close(edge)
-            self._begin(edge, synced)
+            self._begin(edge)
             return outcomes
-        jumped = self.flags & {"jump"}
-        self.flags -= jumped
+        kept = self.flags & ({"jump"} if reading.synced else {"jump", "clock-unsynced"})
+        self.flags -= {"jump"}
         outcomes = self._close(last)
-        self._begin(last, synced)
-        self.flags |= jumped | {"gap"}
+        self._begin(last)
+        self.flags |= kept | {"gap"}
         outcomes += self._close(reading)
-        self._begin(reading, synced)
+        self._begin(reading)
         return outcomes
 
     def _went_back(self, reading: Reading) -> list[Outcome]:
         assert self.last is not None
-        synced = "clock-unsynced" not in self.flags
         before_wh = self.last.register_wh
         outcomes = [*self._close(self.last), MeterWentBack(before_wh, reading.register_wh)]
-        self._begin(reading, synced)
+        self._begin(reading)
         self.flags.add("meter-reset")
         return outcomes
 
@@ -175,5 +174,5 @@ class IntervalRecorder:
 
     def resume(self, start: Reading, flags: set[str]) -> None:
         """Go on after a restart from where the running interval began; it is flagged."""
-        self._begin(start, synced="clock-unsynced" not in flags)
+        self._begin(Reading(start.utc, start.register_wh, start.mono_ms, "clock-unsynced" not in flags))
         self.flags = flags | {"restart"}

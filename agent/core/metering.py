@@ -1,7 +1,7 @@
 """The meter's part of the station: readings become interval records, with the session and tariff they belong to.
 
-Unknown is never zero: a silent meter is said to be silent, and the energy it counted meanwhile is one interval with flag
-`gap` when it is back (P1-B6, S3.1, F20, F24, N1).
+Unknown is never zero: a silent meter is said to be silent, and the energy it counted meanwhile is one interval with
+flag `gap` when it is back (P1-B6, S3.1, F20, F24, N1).
 """
 
 from datetime import datetime

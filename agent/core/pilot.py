@@ -1,6 +1,7 @@
 """Two small machines over what the pilot board reports: is a vehicle there, and may it have power. Tables only.
 
-The board owns the pilot and every protection; these tables never close anything, they say when to ask (P1-S1.6, S2.7, N2).
+The board owns the pilot and every protection; these tables never close anything, they say when to ask (P1-S1.6, S2.7,
+N2).
 """
 
 from enum import Enum, auto

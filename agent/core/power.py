@@ -1,6 +1,6 @@
 """The power part of the station: who is plugged in, may the contactor close, at which limit, and what bars it.
 
-The agent may ask to close and may always open; the board is the safety layer. In doubt: open (DESIGN section 2, Safety).
+The agent may ask to close and may always open; the board is the safety layer. In doubt: open (DESIGN section 2).
 """
 
 from agent.core.clock import Now

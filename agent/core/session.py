@@ -84,16 +84,16 @@ class KnownBinding(Kept):
 class Snapshot(Kept):
     """The station's memory across restarts."""
 
-    default_tariff: TariffRef | None = None
+    default_tariff: TariffRef | None
     interval_s: IntervalS
     binding_wait_s: int
     charge_without_binding: bool
-    known: dict[str, KnownBinding] = {}
-    detect: str = ""
-    detect_set: bool = False
-    start: KeptReading | None = None
-    flags: list[str] = []
-    session: KeptSession | None = None
+    known: dict[str, KnownBinding]
+    detect: str
+    detect_set: bool
+    start: KeptReading | None
+    flags: list[str]
+    session: KeptSession | None
 
 
 @dataclass(slots=True)

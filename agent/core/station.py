@@ -1,7 +1,8 @@
-"""The station: composes metering, power, dialogue and outbox into `handle(event, now) -> effects`. Decides, does nothing.
+"""The station: composes metering, power, dialogue and outbox into `handle(event, now) -> effects`.
 
-The runtime calls it from one thread. It never reads a clock, a file or a socket. Records and the snapshot come first among
-the effects of an event, so that what is acknowledged, switched or said was written before (DESIGN section 2; P1-B4, B6, F17).
+It decides and does nothing: no clock, no file, no socket; the runtime calls it from one thread. Records and the
+snapshot come first among the effects of an event, so that what is acknowledged, switched or said was written before
+(DESIGN section 2; P1-B4, B6, F17).
 """
 
 from collections.abc import Callable, Sequence
@@ -44,7 +45,7 @@ PUBLISH_MS = 60_000
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a station begins with: settings, the utility's last word or the configuration's, and the journal's position."""
+    """What a station begins with: settings, what holds until the utility's word, and what the journal knows."""
 
     settings: Settings
     interval_s: IntervalS
@@ -252,7 +253,8 @@ class Station:
             "session": memory.session.id if memory.session else "", "binding": phase,
             "reason": binding.reason or "", "power_w": last.reading.power_w if last else None,
             "register_wh": last.reading.import_wh if last else None, "limit_ma": rule.limit_ma,
-            "limit_source": rule.source, "journal_waiting": self.outbox.waiting, "clock": now.quality, "faults": faults})
+            "limit_source": rule.source, "journal_waiting": self.outbox.waiting, "clock": now.quality,
+            "faults": faults})
 
     def _show(self, now: Now) -> list[Effect]:
         """Show at each change and at least every SHOW_MS; publish at each change and every PUBLISH_MS."""

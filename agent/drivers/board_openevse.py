@@ -10,6 +10,7 @@ up enabled and may jump to its stored maximum by itself, so sleep and limit are 
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -84,6 +85,7 @@ class _Link:
         self._pace = pace
         self._reply_s = reply_s
         self._decoder = rapi.Decoder()
+        self._waiting: deque[rapi.Frame] = deque()  # came in one read with a reply, but after it; at most one read long
         self._sequence = 0
 
     def ask(self, command: str, *params: str, give_up: Callable[[], bool] = lambda: False) -> rapi.Reply:
@@ -100,27 +102,31 @@ class _Link:
 
     def listen(self, wait_s: float) -> None:
         """Hands on what comes, for at most wait_s real seconds or until something came."""
-        for frame in self._decoder.feed(self._port.read(wait_s)):
+        if not self._waiting:
+            self._waiting.extend(self._decoder.feed(self._port.read(wait_s)))
+        while self._waiting:
+            frame = self._waiting.popleft()
             if not isinstance(frame, rapi.Reply):
                 self._heard(frame)
 
     def _once(self, command: str, params: tuple[str, ...], give_up: Callable[[], bool]) -> rapi.Reply | None:
+        """The reply; None when it is lost. What the board says after it stays for later: news is never overwritten."""
         self._sequence = self._sequence % 0xFF + 1
         self._port.write(rapi.encode(command, *params, sequence=self._sequence))
         deadline_s = self._elapsed_s() + self._reply_s
-        answer: rapi.Reply | None = None
-        while answer is None:
+        while True:
+            while self._waiting:
+                frame = self._waiting.popleft()
+                if not isinstance(frame, rapi.Reply):
+                    self._heard(frame)
+                elif frame.sequence == self._sequence or (frame.sequence is None and not frame.ok):
+                    return frame  # another sequence is a late reply to a command given up
             left_s = deadline_s - self._elapsed_s()
             if left_s <= 0:
                 return None
             if give_up():
                 raise _Interrupted
-            for frame in self._decoder.feed(self._port.read(left_s)):
-                if not isinstance(frame, rapi.Reply):
-                    self._heard(frame)
-                elif frame.sequence == self._sequence or (frame.sequence is None and not frame.ok):
-                    answer = frame  # another sequence is a late reply to a command given up
-        return answer
+            self._waiting.extend(self._decoder.feed(self._port.read(left_s)))
 
     def _elapsed_s(self) -> float:
         return self._clock().mono_ms * self._pace / 1000
@@ -212,6 +218,7 @@ class OpenEvseBoard:
         self._seen = _Seen(rapi.STARTING, 0, 0)
         self._found_owed = BoardFound(self._identity(link))
         self._is_known = True
+        self._poll(link, lambda: False)  # look before anything is changed
         self._needs_set_up = True
         self._backoff_ms = FIRST_BACKOFF_MS
         while not self._stopping.is_set() or self._open_first:
@@ -274,9 +281,9 @@ class OpenEvseBoard:
             link.ask("FS")
         self._done(("FS",))
 
-    def _poll(self, link: _Link) -> None:
+    def _poll(self, link: _Link, give_up: Callable[[], bool] | None = None) -> None:
         asked_at_ms = self._clock().mono_ms
-        status = rapi.status(link.ask("GS", give_up=self._is_hurried).words)
+        status = rapi.status(link.ask("GS", give_up=give_up or self._is_hurried).words)
         if status is None:
             raise BoardFailedError(f"{self._path}: the board's status makes no sense: its firmware should be 8.2.3")
         self._polled_at_ms = asked_at_ms

@@ -21,7 +21,6 @@ from agent.drivers import serialport
 ATTEMPTS: Final = 2  # one retry, then it is the poller's turn to say so
 _QUIET_READS: Final = 8  # a line that never falls quiet is left after as many reads
 _QUIET_BYTES: Final = 64
-_BITS_A_BYTE: Final = 11  # start, eight data, parity or second stop, stop
 _RTU_HEAD_BYTES: Final = 5  # unit, function, byte count or exception code, two more: the shortest whole answer
 _EXCEPTIONS = {1: "illegal function", 2: "illegal address", 3: "illegal value", 4: "device failure", 5: "acknowledge",
                6: "busy", 8: "memory parity error", 10: "gateway path unavailable", 11: "gateway target silent"}
@@ -56,6 +55,7 @@ class _SerialClient(ModbusSerialClient):
         super().__init__(path, baudrate=line.baud, parity=line.parity, stopbits=line.stop_bits, timeout=line.timeout_s,
                          retries=0, trace_packet=trace)
         self._line = line
+        self._byte_s = (9 + line.stop_bits + (line.parity != "N")) / line.baud
         self._pause = threading.Event()  # never set
 
     def connect(self) -> bool:
@@ -93,7 +93,7 @@ class _SerialClient(ModbusSerialClient):
             if not first or size == 1:
                 return first
             if missing > 0:  # one sleep for the rest, instead of one wake-up for each byte
-                self._pause.wait(missing * _BITS_A_BYTE / self._line.baud)
+                self._pause.wait(missing * self._byte_s)
             return first + bytes(self.socket.read(size - 1))
         except OSError as error:
             self.close()

@@ -34,6 +34,7 @@ class Event(StrEnum):
     PEV_ACK = "pev-ack"
     EUMD_APPLIED = "eumd-applied"
     EUMD_REFUSED = "eumd-refused"
+    CHANGED = "changed"
 
 
 class Step(StrEnum):
@@ -49,16 +50,19 @@ TRANSITIONS: dict[tuple[State, Event], State | Step] = {
     (State.CONFIRMED, Event.PEV_ACK): State.PEV_ACKED,  # P1-S1.13
     (State.CONFIRMED, Event.EUMD_APPLIED): Step.IMPOSSIBLE,  # no detection message was sent yet
     (State.CONFIRMED, Event.EUMD_REFUSED): Step.IMPOSSIBLE,
+    (State.CONFIRMED, Event.CHANGED): State.CONFIRMED,  # the detection message, still to come, will say it
     (State.PEV_ACKED, Event.CONFIRMED_FIRST): State.CONFIRMED,  # set-up begins anew
     (State.PEV_ACKED, Event.CONFIRMED_AGAIN): Step.IMPOSSIBLE,
     (State.PEV_ACKED, Event.PEV_ACK): Step.LATE,  # P1-S1.13: the ack is retried; the detection is sent again
     (State.PEV_ACKED, Event.EUMD_APPLIED): State.SET_UP,  # P1-S1.16
     (State.PEV_ACKED, Event.EUMD_REFUSED): State.PEV_ACKED,  # P1-S1.15: the reason is kept
+    (State.PEV_ACKED, Event.CHANGED): State.PEV_ACKED,  # P1-F24: a new detection message
     (State.SET_UP, Event.CONFIRMED_FIRST): State.CONFIRMED,  # the charger or the vehicle has lost its parameters
     (State.SET_UP, Event.CONFIRMED_AGAIN): State.SET_UP,  # P1-S2.6
     (State.SET_UP, Event.PEV_ACK): Step.LATE,
     (State.SET_UP, Event.EUMD_APPLIED): Step.LATE,
     (State.SET_UP, Event.EUMD_REFUSED): Step.LATE,
+    (State.SET_UP, Event.CHANGED): State.PEV_ACKED,  # P1-F18, F24: set up again once the new one is acknowledged
 }
 
 

@@ -115,6 +115,21 @@ def acknowledge_eumd(session: Session, message: EumdAck, now: datetime) -> Reaso
     return None
 
 
+def change_interval(session: Session, device_id: str, interval_s: int, stamp: Stamp) -> tuple[EumdDetect, ...]:
+    """P1-F18, F24: a new detection message for each bound binding that has another interval length."""
+    found = []
+    for row in store.of_device(session, device_id):
+        if row.interval_s == interval_s:
+            continue
+        following = step(State(row.state), Event.CHANGED)
+        assert isinstance(following, State), f"{row.state} cannot be changed"
+        row.state, row.interval_s, row.eumd_reason = following, interval_s, ""
+        if following is State.PEV_ACKED:
+            row.detect_id = stamp.new_id()
+            found.append(_detect(row, stamp))
+    return tuple(found)
+
+
 def outstanding(session: Session, device_id: str, stamp: Stamp) -> tuple[EumdDetect, ...]:
     """Detection messages that the device has not yet acknowledged."""
     rows = store.of_device(session, device_id)
@@ -139,6 +154,16 @@ def bound(session: Session, binding_id: str) -> Bound | None:
 def bindings(session: Session) -> tuple[BindingView, ...]:
     """Every binding, for operators."""
     return tuple(_view(row) for row in store.every(session))
+
+
+def sent_params(session: Session) -> dict[str, str]:
+    """The parameters last sent to each device, as text to compare."""
+    return store.sent_params(session)
+
+
+def note_sent_params(session: Session, device_id: str, params: str) -> None:
+    """These parameters were sent to the device."""
+    store.set_sent_params(session, device_id, params)
 
 
 def _case(

@@ -3,7 +3,7 @@
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from cloud.binding.tables import BindingRow, BindRequestRow
+from cloud.binding.tables import BindingRow, BindRequestRow, SentParamsRow
 
 
 def request(session: Session, device_id: str, request_id: str) -> BindRequestRow | None:
@@ -44,3 +44,13 @@ def of_device(session: Session, device_id: str) -> list[BindingRow]:
 def every(session: Session) -> list[BindingRow]:
     """All bindings, oldest first."""
     return list(session.scalars(select(BindingRow).order_by(BindingRow.confirmed_at, BindingRow.binding_id)))
+
+
+def sent_params(session: Session) -> dict[str, str]:
+    """What was last sent, by device."""
+    return {row.device_id: row.params for row in session.scalars(select(SentParamsRow))}
+
+
+def set_sent_params(session: Session, device_id: str, params: str) -> None:
+    """Remember what was sent."""
+    session.merge(SentParamsRow(device_id=device_id, params=params))

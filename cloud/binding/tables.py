@@ -46,3 +46,12 @@ class BindRequestRow(Base):
     binding_id: Mapped[str] = mapped_column(String(32), index=True)
     tariff_code: Mapped[str] = mapped_column(String(64))
     tariff_version: Mapped[str] = mapped_column(String(64))
+
+
+class SentParamsRow(Base):
+    """The premises' parameters as last sent to a device, so that a change is seen and sent (P1-F18)."""
+
+    __tablename__ = "sent_params"
+
+    device_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    params: Mapped[str] = mapped_column(String(300))

@@ -27,6 +27,8 @@ from esci.messages import Records
 from esci.reasons import Reason
 
 KEPT_BYTES = 65_536
+KEPT_MESSAGES = 10_000
+_OVERFLOW = "0" * 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +72,15 @@ def last_seq(session: Session, device_id: str, epoch: int) -> int:
 
 
 def keep_refused(session: Session, topic: str, payload: bytes, why: tuple[str, str], now: str) -> None:
-    """Keep a refused message and (reason, detail), its payload up to 64 KiB; the same one again only counts."""
+    """Keep a refused message and (reason, detail), its payload up to 64 KiB; the same one again only counts.
+
+    Beyond KEPT_MESSAGES different ones the first that finds no room is kept and counts for all that follow.
+    """
     digest = hashlib.sha256(topic.encode(errors="replace") + b"\n" + payload).hexdigest()
     row = store.refused(session, digest)
+    if row is None and store.refused_count(session) >= KEPT_MESSAGES:
+        digest = _OVERFLOW
+        row = store.refused(session, digest)
     if row is not None:
         row.times, row.last_at = row.times + 1, now
         return

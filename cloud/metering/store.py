@@ -89,6 +89,11 @@ def refused(session: Session, digest: str) -> RefusedMessageRow | None:
     return session.get(RefusedMessageRow, digest, with_for_update=True)
 
 
+def refused_count(session: Session) -> int:
+    """How many different refused messages are kept."""
+    return int(session.scalar(select(func.count()).select_from(RefusedMessageRow)) or 0)
+
+
 def posted_cents(session: Session, device_id: str, session_id: str) -> int:
     """Cents of the session's posted intervals."""
     query = select(func.coalesce(func.sum(IntervalRow.amount_cents), 0))

@@ -3,6 +3,10 @@
 Times are world time. Offsets carry the tolerance that the observation gives, plus 30 ms for the phase of the main loop.
 """
 
+import os
+import re
+from pathlib import Path
+
 import pytest
 
 from firmware_sim.board_openevse import Board
@@ -16,6 +20,17 @@ pytestmark = pytest.mark.req("P1-F7")
 @pytest.fixture
 def idle() -> Line:
     return Line()
+
+
+def test_every_frame_of_the_observation_has_our_checksum() -> None:
+    path = Path(os.environ.get("PLUGBIND_SHARED", Path(__file__).resolve().parents[3] / "shared"))
+    facts = path / "facts" / "openevse-observed.md"
+    if not facts.is_file():
+        pytest.skip(f"{facts} is not there; set PLUGBIND_SHARED to the folder that holds facts/")
+    frames = re.findall(r"`(\$(?:OK|NK|AT|AB)[^`^|]*)\^([0-9A-F]{2})`", facts.read_text(encoding="utf-8"))
+    assert len(frames) > 300
+    for body, digits in frames:
+        assert frame(body.encode()) == f"{body}^{digits}\r".encode()
 
 
 FRAMING = [

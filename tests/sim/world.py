@@ -103,6 +103,10 @@ class World:
         utc = self.place.start + timedelta(milliseconds=self.ms) + self._utc_shift
         return Now(self.ms - self._mono_origin_ms, utc.replace(microsecond=0), self.synced)
 
+    def real_ms(self, now: Now) -> int:
+        """World time of what the agent's monotonic clock showed in this life of the machine."""
+        return now.mono_ms + self._mono_origin_ms
+
     def step_clock(self, seconds: int) -> None:
         """Set the charger's utc."""
         self._utc_shift += timedelta(seconds=seconds)

@@ -1,4 +1,4 @@
-"""The world of the broker tests: keys, certificates, a running broker of either kind, and clients that wait, not sleep."""
+"""The world of the broker tests: keys, certificates, a running broker of either kind, clients that wait, not sleep."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,6 +91,8 @@ def running(words: list[str], ready: str) -> Iterator[subprocess.Popen[str]]:
     """A process from the moment it says `ready` until it is told to stop."""
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
+    watchdog = threading.Timer(WAIT_S, process.kill)
+    watchdog.start()
     try:
         said: list[str] = []
         for line in process.stdout:
@@ -98,8 +101,10 @@ def running(words: list[str], ready: str) -> Iterator[subprocess.Popen[str]]:
                 break
         else:
             raise AssertionError(f"{words} ended: {''.join(said)}")
+        watchdog.cancel()
         yield process
     finally:
+        watchdog.cancel()
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=WAIT_S)
 
@@ -132,9 +137,13 @@ class Client:
         try:
             self._mqtt.connect("localhost", self._port, keepalive=30)
         except (ssl.SSLError, OSError):
+            self._close()
             return "refused"
         self._mqtt.loop_start()
-        return self.connected.get(timeout=WAIT_S)
+        outcome = self.connected.get(timeout=WAIT_S)
+        if outcome == "refused":
+            self._close()
+        return outcome
 
     def subscribe(self, topic: str) -> bool:
         """True when the broker granted it."""
@@ -159,18 +168,23 @@ class Client:
         assert found is not None
         found.shutdown(socket.SHUT_RDWR)
         self.gone.get(timeout=WAIT_S)
-        self._mqtt.loop_stop()
+        self._close()
 
     def leave(self) -> None:
         """Say good-bye."""
         self._mqtt.disconnect()
+        self._close()
+
+    def _close(self) -> None:
+        """End paho's thread and let go of its sockets: without our callbacks nothing holds it in a circle."""
         self._mqtt.loop_stop()
+        self._mqtt.on_connect = self._mqtt.on_disconnect = self._mqtt.on_message = self._mqtt.on_subscribe = None
 
 
 @contextmanager
-def client(world: World, name: str, *, client_id: str = "", card: Card | None = None, clean: bool = True) -> Iterator[Client]:
+def client(world: World, name: str, *, card: Card | None = None, clean: bool = True) -> Iterator[Client]:
     """A connected client with the card of that name."""
-    made = Client(world, card or world.known(name), client_id or name, clean=clean)
+    made = Client(world, card or world.known(name), name, clean=clean)
     assert made.connect() == "connected"
     try:
         yield made

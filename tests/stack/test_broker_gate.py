@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from stack.broker_world import EVSE_CLOUD, WAIT_S, Client, World, client, running
 
 from cloud import security
 from cloud.pki import UTILITY
+from stack.broker_world import EVSE_CLOUD, WAIT_S, Client, World, client, running
 
 pytestmark = pytest.mark.req("P1-S1.9")
 
@@ -32,7 +32,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield made
 
 
-@pytest.fixture()
+@pytest.fixture
 def embedded(tmp_path: Path) -> Iterator[tuple[World, subprocess.Popen[str]]]:
     made = World(tmp_path / "state")
     with running([*EVSE_CLOUD, "--state", str(made.state), "broker"], "broker ready") as process:
@@ -208,7 +208,7 @@ def test_a_packet_beyond_the_limit_ends_the_connection(embedded: tuple[World, su
 def test_old_tls_is_refused(embedded: tuple[World, subprocess.Popen[str]]) -> None:
     world, _ = embedded
     context = _context(world)
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
         context.maximum_version = ssl.TLSVersion.TLSv1_1
     with socket.create_connection(("localhost", world.port)) as plain, pytest.raises(ssl.SSLError):
         context.wrap_socket(plain, server_hostname="localhost")

@@ -201,7 +201,7 @@ def test_a_full_inbox_delays_the_vehicle_and_loses_nothing(site: Site, dial: Dia
 # ---- the others ----
 
 
-@pytest.mark.req("P1-S1.8", "P1-S2.3")
+@pytest.mark.req("P1-S1.8")
 def test_another_vehicles_name_is_refused_with_its_reason(site: Site, dial: Dial) -> None:
     vehicle = dial()
     vehicle.send(kind="identify", pev=OTHER_VIN, ticket="")
@@ -333,7 +333,8 @@ def test_a_server_stops_with_silent_and_bound_vehicles_connected(site: Site, dia
     served(site, dial)
     with socket.create_connection(("127.0.0.1", site.server.port), timeout=PATIENCE_S) as idle:
         site.server.stop()
-        assert idle.recv(1) == b""
+        with contextlib.suppress(ConnectionResetError):  # when it stopped before it had taken the connection
+            assert idle.recv(1) == b""
     assert site.events.empty()
 
 

@@ -114,6 +114,7 @@ class BoardPeer(Pty):
         self.lose: set[str] = set()  # commands whose next frame goes unanswered
         self.damage: set[str] = set()  # commands whose next frame arrives damaged
         self.before_reply = b""
+        self.after_status: tuple[int, int, int] | None = None  # becomes this right behind the next reply to $GS
         self.wants_power = False
         self.opens_when_asleep = True
         self.sent_by_driver = bytearray()
@@ -176,7 +177,11 @@ class BoardPeer(Pty):
             return
         with self._lock:
             text = self._answer(command.split(" "))
-            self.send(self.before_reply + board_frame(f"{text} {body[-3:]}"))
+            answer = self.before_reply + board_frame(f"{text} {body[-3:]}")
+            if command == "GS" and self.after_status is not None:
+                (self.state, self.pilot, self.vflags), self.after_status = self.after_status, None
+                answer += board_frame(f"$AT {self.state:02x} {self.pilot:02x} {self.amps} {self.vflags:04x}")
+            self.send(answer)
             if command[:2] in ("SC", "FS", "FE", "FD") or command == "SY 165":
                 self.announce()
 

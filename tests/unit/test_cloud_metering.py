@@ -10,9 +10,11 @@ from sqlalchemy.orm import Session
 from cloud.billing import service as billing
 from cloud.billing.core import Reconciliation
 from cloud.desk import Handled
+from cloud.enrolment.tables import DeviceRow
 from cloud.ledger import service as ledger
 from cloud.metering import service as metering
 from cloud.metering.core import ExceptionView, NoticeView, RefusedView
+from cloud.metering.tables import RefusedMessageRow
 from desk_world import (
     DEFAULT_PLAN,
     DEVICE,
@@ -319,11 +321,23 @@ def test_a_refused_message_that_comes_again_only_counts() -> None:
 
 @pytest.mark.req("P1-S1.10")
 def test_a_revoked_charger_is_heard_no_more_and_its_messages_are_kept() -> None:
-    from cloud.enrolment.tables import DeviceRow
-
     world, journal = Utility(), Journal()
     journal.add("interval", interval(START, 10, 0), START)
     world.change(DeviceRow, DEVICE, revoked=True)
     assert world.send(world.message(**journal.batch(1, 1))).refused is Reason.DEVICE_REVOKED
     assert [found.reason for found in refused(world)] == ["device-revoked"]
     assert books(world).metered_wh == 0
+
+
+def test_a_flood_of_refused_messages_is_bounded_and_counted() -> None:
+    world = Utility()
+    room = metering.KEPT_MESSAGES
+    with Session(world.engine) as session, session.begin():
+        session.add_all(RefusedMessageRow(
+            digest=f"{place:064x}", topic="t", payload=b"", reason="malformed", detail="", first_at="", last_at="",
+            times=1) for place in range(1, room + 1))
+    for number in range(3):
+        world.desk.handle("nowhere", str(number).encode())
+    found = refused(world)
+    assert len(found) == room + 1
+    assert max(one.times for one in found) == 3

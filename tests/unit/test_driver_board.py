@@ -40,7 +40,7 @@ def peer() -> Iterator[BoardPeer]:
 @pytest.fixture
 def bench(peer: BoardPeer) -> Iterator[Bench]:
     heard = Heard()
-    board = OpenEvseBoard(peer.path, heard.post, clock_at(0.1), 0.1, Settings(), reply_s=0.1)
+    board = OpenEvseBoard(peer.path, heard.post, clock_at(0.1), 0.1, Settings(), reply_s=0.3)
     yield Bench(peer, heard, board)
     board.stop()
 
@@ -253,7 +253,7 @@ def test_silent_board_fails_once_and_is_found_again_with_its_order(bench: Bench)
     failed = bench.heard.until(BoardFailed)
     assert failed.cause == f"{bench.peer.path}: the board is silent: check its power and the cable"
     polls = bench.peer.commands.count("GV")
-    bench.peer.until("GV", polls + 4)  # more than one whole attempt to come back
+    bench.peer.until("GV", polls + 4)  # a whole attempt to come back has failed
     bench.peer.silent = False
     bench.peer.amps = 6
     bench.heard.until(BoardFound)
@@ -322,3 +322,29 @@ def test_stop_carries_out_a_waiting_order_to_open(bench: Bench) -> None:
     bench.board.open_contactor()
     bench.board.stop()
     assert bench.peer.state == 0xFE
+
+
+def test_order_given_while_the_board_was_away_waits_for_a_look_at_it(bench: Bench) -> None:
+    close(bench)
+    bench.peer.silent = True
+    bench.heard.until(BoardFailed)
+    bench.board.open_contactor()
+    before = len(bench.peer.commands)
+    bench.peer.silent = False
+    bench.heard.until(BoardReported, lambda event: event.status.closed is True)
+    bench.heard.until(BoardReported, lambda event: event.status.closed is False and event.status.asleep)
+    after = [command for command in bench.peer.commands[before:] if command != "GV"]
+    assert after[:4] == ["GE", "GC", "GS", "FS"]
+
+
+def test_news_right_behind_a_reply_is_not_overwritten_by_it(bench: Bench) -> None:
+    """A fault that arises between the board's `$GS` and the agent's read: both are in one chunk of bytes."""
+    close(bench)
+    bench.peer.after_status = (0x05, 0x05, 0x0502)
+    bench.heard.until(BoardReported, lambda event: event.status.fault is not None)
+    sleeps = bench.peer.commands.count("FS")
+    bench.board.open_contactor()
+    bench.peer.until("GS", bench.peer.commands.count("GS") + 2)
+    faults = [event.status.fault for event in bench.heard.drained() if isinstance(event, BoardReported)]
+    assert all(faults[faults.index("05 diode missing, or pilot shorted"):])
+    assert bench.peer.commands.count("FS") == sleeps
