@@ -59,6 +59,7 @@ class Guest:
     serial: int
     ends_at_s: float
     hang_up: Callable[[], None]
+    gone: asyncio.Event
 
 
 class GateReader(ReaderAdapter):
@@ -165,7 +166,9 @@ class UtilityBroker(Broker):
             async with asyncio.timeout(CONNECT_WAIT_S):
                 first = await _first_packet(reader)
                 connect = await ConnectPacket.from_stream(BufferReader(first))
-            guest = self._admit(connect, writer)
+            admitted = self._admit(connect, writer)
+            await self._end_forerunner(admitted.identity.name)
+            guest = admitted
             self._guests.add(guest)
             log.info("connected", extra={"client": guest.identity.name})
             gated = GateReader(first, reader, connect.keep_alive)
@@ -179,6 +182,7 @@ class UtilityBroker(Broker):
         finally:
             if guest is not None:
                 self._guests.discard(guest)
+                guest.gone.set()
                 log.info("disconnected", extra={"client": guest.identity.name})
             writer.close()
 
@@ -194,10 +198,23 @@ class UtilityBroker(Broker):
         if connect.will_flag and not may_publish(identity, connect.will_topic or ""):
             raise RefusedClientError(f"{identity.name} asked for a last will on a topic that is not its own")
         guest = Guest(identity, int(certificate["serialNumber"], 16), ssl.cert_time_to_seconds(certificate["notAfter"]),
-                      writer.transport.abort)
+                      writer.transport.abort, asyncio.Event())
         if self._unwelcome(guest):
             raise RefusedClientError(f"{identity.name} bears a revoked certificate")
         return guest
+
+    async def _end_forerunner(self, name: str) -> None:
+        """The name's older connection is over (MQTT-3.1.4-2), and so is its session if that was a clean one.
+
+        Left to itself amqtt keeps both connections, and makes a persistent session of a clean one's remains.
+        """
+        async with asyncio.timeout(CONNECT_WAIT_S):
+            while old := next((guest for guest in self._guests if guest.identity.name == name), None):
+                old.hang_up()
+                await old.gone.wait()
+        session, _ = self._sessions.get(name, (None, None))
+        if session is not None and session.clean_session:
+            await self._delete_session(name)
 
     def _unwelcome(self, guest: Guest) -> bool:
         return self._revocations.holds(guest.serial) or guest.ends_at_s < time.time()

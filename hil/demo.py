@@ -155,7 +155,7 @@ class Story:
         effort = self._effort(since, plugged, bound, done)
         self._see("the contactor", "agent", "board changed", since, closed="True")
         show.step("S2.7", f"charging on the enrolled program: {self._power_flows()}")
-        self._charge_s(240)
+        self._charge_s(330)
         self._unplug("leaf")
         return effort
 
@@ -168,7 +168,7 @@ class Story:
         reason = self.plant.status().get("reason")
         self.show.step("B4", f"refused: {reason}; charging goes on at the premises' default rate: "
                               f"{self._power_flows()}")
-        self._charge_s(240)
+        self._charge_s(330)
         self._unplug("stranger")
 
     def _fourth_session(self) -> None:
@@ -293,13 +293,13 @@ def facts(plant: Plant) -> Mapping[str, str]:
     world, status = plant.world(), plant.status()
     if not world:
         return {"": "setting up"}
-    power = "unavailable" if status.get("power_w") is None else f"{status['power_w']} W"
-    register = "unavailable" if status.get("register_wh") is None else f"{status['register_wh']} Wh"
+    power_w, register_wh, limit_ma = status.get("power_w"), status.get("register_wh"), status.get("limit_ma")
     return {
         "world time": str(world.get("utc", "")), "pilot": str(status.get("pilot", "unknown")),
         "contactor": str(status.get("contactor", "unknown")),
-        "limit": f"{status.get('limit_ma', 0)} mA ({status.get('limit_source', '')})",
-        "power": power, "register": register,
+        "limit": f"{limit_ma // 1000} A ({status.get('limit_source', '')})" if isinstance(limit_ma, int) else "",
+        "power": f"{power_w / 1000:.2f} kW" if isinstance(power_w, int) else "unavailable",
+        "register": f"{register_wh / 1000:.3f} kWh" if isinstance(register_wh, int) else "unavailable",
         "binding": f"{status.get('binding', '')} {status.get('reason', '')}".strip() or "no vehicle",
         "journal": f"{status.get('journal_waiting', 0)} waiting",
     }

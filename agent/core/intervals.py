@@ -109,7 +109,9 @@ class IntervalRecorder:
         if self.last is None or self.start is None:
             return []
         outcomes = self._close(self.last)
+        kept = set() if outcomes else self.flags  # nothing was closed that could tell them
         self._begin(self.last)
+        self.flags |= kept
         return outcomes
 
     def on_clock_step(self, step_s: int, synced: bool) -> list[Outcome]:

@@ -11,13 +11,17 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, delete, text
 from sqlalchemy.orm import Session
 
+from agent.core.receipt import Receipt
 from cloud.billing import service as billing
 from cloud.db import Base
 from cloud.ledger import service
 from cloud.ledger.core import REVENUE_ENERGY, Charged, ConflictError, Entry, energy_charge
 from cloud.ledger.tables import LedgerLineRow
 from desk_world import DEFAULT_PLAN, PREMISES, START, Journal, Utility, catalogue, interval
-from esci.tariff import Line, Usage, cents, rate
+from esci.messages import TariffRef
+from esci.records import Interval
+from esci.seal import canonical
+from esci.tariff import Line, Tariff, Usage, cents, rate
 
 QUARTER = timedelta(minutes=15)
 Entries = st.builds(
@@ -84,4 +88,40 @@ def test_the_bill_of_a_session_is_the_rounded_sum_whatever_the_split(energies: l
     assert statement.cents == balance.debit_cents == cents(total_nano_usd)
     assert statement.posted_wh + statement.pending_wh == sum(energies)
     assert all(before.start <= after.start for before, after in pairwise(statement.sessions[0].lines))
+    world.engine.dispose()
+
+
+FLAG = st.sampled_from(
+    ["gap", "jump", "restart", "clock-stepped", "clock-unsynced", "meter-reset", "energy-while-open"]
+)
+
+
+def tariff_of(ref: TariffRef) -> Tariff | None:
+    return catalogue().tariff(ref.code, ref.version)
+
+
+@pytest.mark.req("P1-B4", "P1-S3.3")
+@settings(max_examples=25)
+@given(
+    energies=st.lists(st.integers(0, 2500), min_size=1, max_size=12),
+    flags=st.lists(st.lists(FLAG, max_size=2, unique=True), min_size=1, max_size=5),
+    hours=st.integers(0, 30),
+)
+def test_the_chargers_receipt_is_the_bill_to_the_cent(energies: list[int], flags: list[list[str]], hours: int) -> None:
+    world, journal, register_wh = Utility(), Journal(), 0
+    receipt, session_id = Receipt(), "a" * 32
+    for place, energy_wh in enumerate(energies):
+        at = START + timedelta(hours=hours, minutes=10) + place * QUARTER  # some intervals span a change of price
+        body = interval(at, energy_wh, register_wh, flags=flags[place % len(flags)], session=session_id)
+        register_wh += energy_wh
+        journal.add("interval", body, at)
+        receipt.add(Interval.model_validate_json(canonical(body)), tariff_of)
+    journal.add("session.ended", {
+        "session": session_id, "reason": "unplugged", "energy_wh": receipt.energy_wh, "pending_wh": receipt.pending_wh,
+        "receipt_cents": receipt.total_cents, "unmetered": False, "register_wh": register_wh}, START)
+    world.tell(world.message(**journal.batch(1, len(journal.items))))
+    with Session(world.engine) as session:
+        (shown,) = billing.statement(session, PREMISES).sessions
+    assert (shown.cents, shown.pending_wh) == (receipt.total_cents, receipt.pending_wh)
+    assert shown.receipt_matches
     world.engine.dispose()

@@ -156,6 +156,18 @@ def test_what_was_said_while_the_gateway_was_away_arrives_when_it_returns(world:
         pass
 
 
+def test_the_newer_connection_of_a_name_ends_the_older(world: World) -> None:
+    with client(world, "gateway") as gateway:
+        older = Client(world, world.known("D1"), "D1")
+        assert older.connect() == "connected"
+        with client(world, "D1", clean=False) as newer:
+            assert older.gone.get(timeout=WAIT_S)
+            assert newer.subscribe("esci/1/D1/down/+")
+            gateway.publish("esci/1/D1/down/ack", b"for the newer")
+            assert newer.next() == ("esci/1/D1/down/ack", b"for the newer")
+        older.leave()
+
+
 # ---- the embedded broker alone ----
 
 
