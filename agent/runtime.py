@@ -9,6 +9,7 @@ import os
 import queue
 import secrets
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -115,6 +116,7 @@ class Hands:
             self._do(effect)
 
     def _write(self, records: list[Record], snapshot: str) -> None:
+        """What cannot be written must not be done: without its journal the agent ends, and opens on its way out."""
         self.journal.append(records, snapshot)
         if records:
             self.written_seq = self.journal.last_seq
@@ -268,6 +270,15 @@ def _serve(config: AgentConfig, station: Station, hands: Hands, inbox: "queue.Qu
     loop = Loop(station, hands, inbox, clocks.now, clocks.pace)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: loop.stop())
+    crashes: list[BaseException] = []
+
+    def on_crash(crash: threading.ExceptHookArgs) -> None:
+        """A bug in any thread ends the agent: half an agent is worse than none, and systemd starts a whole one."""
+        if crash.exc_value is not None:
+            crashes.append(crash.exc_value)
+        loop.stop()
+
+    threading.excepthook = on_crash
     parts = (hands.board, status, hands.pevlink, hands.uplink)
     for part in parts:
         part.start()
@@ -281,6 +292,8 @@ def _serve(config: AgentConfig, station: Station, hands: Hands, inbox: "queue.Qu
         for part in reversed(parts):
             part.stop()
         log.info("agent stopped")
+    if crashes:
+        raise crashes[0]
 
 
 def _meter(config: AgentConfig, inbox: "queue.Queue[Event]", clocks: Clocks) -> MeterDriver:

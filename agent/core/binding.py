@@ -102,7 +102,8 @@ class Binding:
     pev: str = ""
     request: str = ""
     known: str = ""  # the binding id that we hold for this vehicle, when its ticket fits
-    asked: BindRequest | None = None  # sent again as it is until it is answered
+    asked: BindRequest | None = None  # sent again as it is until it is answered or grows stale
+    asked_ms: int = 0
     sent_ms: int | None = None
     deadline_ms: int | None = None
     bound: Bound | None = None

@@ -20,6 +20,7 @@ from esci.tariff import parse
 from esci.units import format_utc, parse_utc
 
 ACK_TRIES = 20
+REQUEST_LIFE_MS = 240_000  # the utility refuses a request over 300 s old: then ask a new question
 
 
 class Dialogue:
@@ -259,7 +260,9 @@ class Dialogue:
             return []
         quality: wire.ClockQuality = "synced" if now.quality == "synced" else "unsynced"
         request = binding.asked
-        if request is None:
+        if request is None or now.mono_ms - binding.asked_ms >= REQUEST_LIFE_MS:
+            binding.request = binding.request if request is None else self._new_id()
+            binding.asked_ms = now.mono_ms
             request = binding.asked = wire.BindRequest(
                 device=memory.settings.device, id=binding.request, at=format_utc(now.utc), session=memory.session.id,
                 premises=memory.settings.premises, pev=binding.pev, known_binding=binding.known, clock=quality)

@@ -4,10 +4,10 @@ Unknown is never zero: a silent meter is said to be silent, and the energy it co
 flag `gap` when it is back (P1-B6, S3.1, F20, F24, N1).
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from agent.core.binding import State
-from agent.core.clock import Now
+from agent.core.clock import STEP_S, Now
 from agent.core.effects import Record
 from agent.core.events import MeterRead
 from agent.core.intervals import IntervalClosed, IntervalRecorder, MeterJumped, Outcome, Reading
@@ -22,6 +22,14 @@ from esci.units import format_utc, parse_utc
 def record(kind: str, body: Wire, now: Now) -> Record:
     """A record of this moment, with its clock quality."""
     return Record(kind, body, format_utc(now.utc), now.quality)
+
+
+def on_clock_of(now: Now, read_at: Now) -> Now:
+    """The moment read_at as the present clock tells it: utc may have been set while the reading was under way."""
+    utc = now.utc - timedelta(milliseconds=now.mono_ms - read_at.mono_ms)
+    if abs((utc - read_at.utc).total_seconds()) <= STEP_S:
+        return read_at
+    return Now(read_at.mono_ms, utc.replace(microsecond=0), now.synced)
 
 
 class Metering:
@@ -56,7 +64,7 @@ class Metering:
             self._memory.session.metered = True
             self._memory.dirty = True
         first = self.recorder.last is None
-        records += self._written(self.recorder.on_reading(event.reading.import_wh, event.read_at), now)
+        records += self._written(self.recorder.on_reading(event.reading.import_wh, on_clock_of(now, event.read_at)), now)
         self._memory.dirty |= first
         return records
 

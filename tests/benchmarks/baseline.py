@@ -1,7 +1,7 @@
-"""The thing to beat: a gateway in sixty lines, as a competent engineer writes it in an afternoon. Not part of Plugbind.
+"""The thing to beat: a gateway in sixty lines, as a competent engineer writes it in an afternoon. No part of ours.
 
-Reads an SDM630 ten times a second, commits each reading, publishes it (QoS 1, mutual TLS) and deletes it when the broker
-has acknowledged it; what was not acknowledged is published again after a restart.
+Reads an SDM630 ten times a second, commits each reading, publishes it (QoS 1, mutual TLS) and deletes it when the
+broker has acknowledged it; what was not acknowledged is published again after a restart.
 """
 
 import json
@@ -11,6 +11,7 @@ import sys
 import time
 
 import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
 from pymodbus.client import ModbusTcpClient
 from pymodbus.exceptions import ModbusException
 
@@ -25,7 +26,7 @@ def main(meter_port: str, broker_port: str, name: str, database: str, cert: str,
     db.execute("CREATE TABLE IF NOT EXISTS reading (id INTEGER PRIMARY KEY AUTOINCREMENT, body TEXT NOT NULL)")
     meter = ModbusTcpClient("127.0.0.1", port=int(meter_port), timeout=0.5, retries=1)
     acknowledged: queue.SimpleQueue[int] = queue.SimpleQueue()
-    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=name, clean_session=False)
+    client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=name, clean_session=False)
     client.tls_set(ca, cert, key)
     client.reconnect_delay_set(1, 5)
     client.on_publish = lambda _client, _data, mid, _code, _properties: acknowledged.put(mid)
@@ -39,8 +40,8 @@ def main(meter_port: str, broker_port: str, name: str, database: str, cert: str,
             due_s = max(due_s + PERIOD_S, time.monotonic())
             try:
                 answer = meter.read_input_registers(0x0034, count=22, device_id=1)
-                words = answer.registers[:2] + answer.registers[20:22]
-                power_w, energy_kwh = meter.convert_from_registers(words, meter.DATATYPE.FLOAT32)  # type: ignore[misc]
+                power_w = meter.convert_from_registers(answer.registers[:2], meter.DATATYPE.FLOAT32)
+                energy_kwh = meter.convert_from_registers(answer.registers[20:22], meter.DATATYPE.FLOAT32)
                 body = json.dumps({"at": round(time.time(), 1), "power_w": power_w, "energy_kwh": energy_kwh})
                 db.execute("INSERT INTO reading (body) VALUES (?)", (body,))
             except (ModbusException, OSError, IndexError) as error:

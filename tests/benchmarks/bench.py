@@ -121,9 +121,9 @@ def measure_steady(stage: Stage, size: Size, notes: list[str]) -> list[Figure]:
         (stage.agent(stage.state_dir("steady-agent"), meters[0]), meters[0]),
         (stage.baseline(stage.folder / "steady-baseline.db", meters[1]), meters[1])], size)
     receiver.stop()
-    notes.append(f"steady state: {ours.readings} and {rival.readings} readings; private memory {ours.uss_bytes / MIB:.1f} and "
-                 f"{rival.uss_bytes / MIB:.1f} MiB; all write calls (network, log, database) "
-                 f"{ours.written_bytes / ours.readings:.0f} and {rival.written_bytes / rival.readings:.0f} bytes per reading")
+    notes.append(f"steady state: {ours.readings} and {rival.readings} readings; private memory "
+                 f"{ours.uss_bytes / MIB:.1f} and {rival.uss_bytes / MIB:.1f} MiB; given to all write calls "
+                 f"{ours.written_bytes / ours.readings:.0f} and {rival.written_bytes / rival.readings:.0f} B a reading")
     return [
         Figure("memory (RSS)", "MiB", ours.rss_bytes / MIB, rival.rss_bytes / MIB, 1.6),
         Figure("CPU per 1,000 readings at 10 Hz", "s", ours.cpu_s_per_1000, rival.cpu_s_per_1000, 1.0),
@@ -137,9 +137,9 @@ def measure_backlog(stage: Stage, size: Size, notes: list[str]) -> list[Figure]:
     rival = figures.drain_baseline(stage, size)
     alone = figures.drain_agent(stage, size, real_gateway=False)
     whole = figures.drain_agent(stage, size, real_gateway=True)
-    notes.append(f"backlog: CPU of the agent {alone.cpu_s:.2f} s, of the baseline {rival.cpu_s:.2f} s; the baseline ends with "
-                 "the broker's PUBACK, ours with the receiver's acknowledgement, and with evse-cloud gateway after rating, "
-                 "posting and commit")
+    notes.append(f"backlog: CPU of the agent {alone.cpu_s:.2f} s, of the baseline {rival.cpu_s:.2f} s; a reading of "
+                 "the baseline is done with the broker's PUBACK, a record of ours with the utility's own acknowledgement "
+                 "(the gateway rates, posts and commits it first)")
     return [Figure(f"{count} records to a receiver", "s", alone.seconds, rival.seconds, 0.6),
             Figure(f"{count} records to evse-cloud gateway", "s", whole.seconds, rival.seconds, None)]
 
@@ -166,7 +166,8 @@ def as_table(measured: list[Figure], notes: list[str]) -> str:
         name = f"{figure.name} [{figure.unit}]" if figure.unit else figure.name
         wanted = "" if figure.wanted is None else f"<= {figure.wanted:g}{'x' if figure.is_ratio else ''}"
         ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}x"
-        lines.append(f"{name:40}{_number(figure.ours):>10}{_number(figure.baseline):>10}{ratio:>8}{wanted:>9}  {figure.verdict}")
+        numbers = f"{_number(figure.ours):>10}{_number(figure.baseline):>10}"
+        lines.append(f"{name:40}{numbers}{ratio:>8}{wanted:>9}  {figure.verdict}")
     return "\n".join([*lines, "", *notes, f"machine: {_machine()}"])
 
 
@@ -184,7 +185,8 @@ def _number(value: float | None) -> str:
 
 
 def _machine() -> str:
-    return f"{os.cpu_count()} cores, {platform.machine()}, Linux {platform.release()}, Python {platform.python_version()}"
+    return (f"{os.cpu_count()} cores, {platform.machine()}, Linux {platform.release()}, "
+            f"Python {platform.python_version()}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from signal import SIGKILL
 
@@ -122,7 +123,8 @@ def steady(pairs: list[tuple[Program, Meter]], size: Size) -> list[Usage]:
 def _sample(program: Program, meter: Meter) -> Usage:
     process = psutil.Process(program.pid)
     memory, times, io = process.memory_full_info(), process.cpu_times(), process.io_counters()
-    return Usage(len(meter.answered_s), memory.rss, memory.uss, times.user + times.system, io.write_bytes, io.write_chars)
+    return Usage(len(meter.answered_s), memory.rss, memory.uss, times.user + times.system, io.write_bytes,
+                 io.write_chars)
 
 
 def _between(before: Usage, after: Usage) -> Usage:
@@ -250,7 +252,7 @@ def _judge(receiver: Receiver, journal: Path) -> Survived:
     held = {seq for seq, digest in enumerate(epoch.digests, 1) if stored.get(seq, digest.upper()) == digest.upper()}
     found.lost = sum(seq not in held for seq in range(1, acked_seq + 1))
     intervals = [Interval.model_validate(item.body) for item in epoch.items if item.kind == "interval"]
-    for before, after in zip(intervals, intervals[1:], strict=False):
+    for before, after in pairwise(intervals):
         found.doubled += after.start < before.end or after.register_start_wh < before.register_end_wh
         found.lost += after.start > before.end or after.register_start_wh > before.register_end_wh
     found.doubled += epoch.conflicts

@@ -16,6 +16,7 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 from cryptography.hazmat.primitives.asymmetric import ec
+from paho.mqtt.enums import CallbackAPIVersion
 
 from esci import topics
 from esci.messages import UP, Ack, Hello, RecordItem, Records
@@ -35,7 +36,7 @@ class Wire:
 
     def client(self) -> mqtt.Client:
         """A client with mutual TLS that is not connected yet."""
-        client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=self.name, clean_session=False)
+        client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=self.name, clean_session=False)
         context = ssl.create_default_context(cafile=str(self.ca))
         context.load_cert_chain(self.cert, self.key)
         client.tls_set_context(context)
@@ -85,7 +86,8 @@ class Epoch:
 class Receiver:
     """Acknowledges every record that it has taken, as `evse-cloud gateway` does after its commit."""
 
-    def __init__(self, wire: Wire, device_key: ec.EllipticCurvePublicKey, signer: KeySigner, at: Callable[[], str]) -> None:
+    def __init__(self, wire: Wire, device_key: ec.EllipticCurvePublicKey, signer: KeySigner,
+                 at: Callable[[], str]) -> None:
         self._device_key, self._signer, self._at = device_key, signer, at
         self._changed = threading.Condition()
         self.epochs: dict[int, Epoch] = {}

@@ -279,7 +279,7 @@ class Stage:
         shutil.copytree(self.folder / "charger" / "keys", folder / "keys")
         return folder
 
-    def agent(self, state_dir: Path, meter: Meter, clock: str = "", **changes: dict[str, object]) -> Program:
+    def agent(self, state_dir: Path, meter: Meter, clock: str = "", /, **changes: object) -> Program:
         """The agent on that state and that meter, ready to start; `changes` per section of its configuration."""
         found = tomllib.loads((self.folder / "commissioned.toml").read_text(encoding="utf-8"))
         found["state_dir"] = str(state_dir)
@@ -287,6 +287,7 @@ class Stage:
         found["meter"] = found["meter"] | {"port": f"127.0.0.1:{meter.port}", "poll_ms": 100}
         found["pevlink"] = {"host": "127.0.0.1", "port": 0}
         for section, values in changes.items():
+            assert isinstance(values, dict)
             found[section] = found[section] | values
         config = state_dir / "agent.toml"
         config.write_text(_toml(found), encoding="utf-8")
