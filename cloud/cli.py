@@ -12,15 +12,14 @@ import logging
 import os
 import pwd
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-from pydantic import BaseModel
 from sqlalchemy import Engine
 from sqlalchemy.exc import DatabaseError, IntegrityError
 from sqlalchemy.orm import Session
@@ -39,6 +38,7 @@ from cloud.enrolment.core import (
 )
 from cloud.errors import CloudError, ConfigError, InputError, RefusedError, UnavailableError
 from cloud.pki import Pki, export
+from cloud.printing import show
 from cloud.rating.plans import load_plans
 
 TABLES = ("enrolment", "rating", "binding", "metering", "ledger")
@@ -82,7 +82,7 @@ def init(context: typer.Context, as_json: Json = False) -> None:
     with _work(engine) as session:
         enrolment.load_programs(session, _plans())
         programs = enrolment.list_programs(session)
-    _show({"state": str(config.state), "made": made, "programs": [asdict(program) for program in programs],
+    show({"state": str(config.state), "made": made, "programs": [asdict(program) for program in programs],
            "utility_ca_sha256": pki.utility_ca_sha256()}, as_json)
 
 
@@ -182,7 +182,7 @@ def enrol_account(
             raise InputError("a new account needs --holder and --email")
         else:
             found = enrolment.enrol_account(session, AccountForm(account_id, holder, email), _asked())
-    _show(_value(found), as_json)
+    show(_value(found), as_json)
 
 
 @enrol_app.command("premises")
@@ -224,7 +224,7 @@ def enrol_premises(
                 raise InputError(f"new premises need {options}")
             form = PremisesForm(premises_id=premises_id, **given)
             found = enrolment.enrol_premises(session, form, _plans(), _asked())
-    _show(_value(found), as_json)
+    show(_value(found), as_json)
 
 
 @enrol_app.command("pev")
@@ -251,7 +251,7 @@ def enrol_pev(
     pev = _value(found)
     if cert_dir is not None:
         Pki(config.pki).make_vehicle(pev.pev_id, cert_dir, _now())
-    _show(pev, as_json)
+    show(pev, as_json)
 
 
 # ---- device ----
@@ -282,7 +282,7 @@ def device_list(context: typer.Context, as_json: Json = False) -> None:
     with _work(_database(context)) as session:
         found = enrolment.list_devices(session)
     rows = [{name: value for name, value in asdict(device).items() if name != "public_pem"} for device in found]
-    _show(rows, as_json)
+    show(rows, as_json)
 
 
 @device_app.command("revoke")
@@ -297,7 +297,7 @@ def device_revoke(
     device = _value(found)
     with _work(engine) as session:  # while this holds, no other revocation can write an older list over ours
         Pki(config.pki).write_crl(enrolment.revoked_serials(session), _now())
-    _show({"device_id": device.device_id, "revoked": device.revoked}, as_json)
+    show({"device_id": device.device_id, "revoked": device.revoked}, as_json)
 
 
 # ---- what the utility knows ----
@@ -316,7 +316,7 @@ def bill(
         if enrolment.get_premises(session, premises) is None:
             raise RefusedError(f"there are no premises {premises!r}: see what was enrolled")
         found = billing.statement(session, premises)
-    _show(found, as_json)
+    show(found, as_json)
 
 
 @app.command()
@@ -414,6 +414,8 @@ def _database_errors() -> Iterator[None]:
         first = (cause.strip().splitlines() or ["?"])[0]
         if "no such table" in first or ("relation" in first and "does not exist" in first):
             raise ConfigError(f"the database has no tables yet ({first}): run `evse-cloud init`") from error
+        if "unable to open" in first:
+            raise UnavailableError(f"the database cannot be opened ({first}): run `evse-cloud init`") from error
         raise UnavailableError(f"the database cannot be used now: {first}; nothing was written, try again") from error
 
 
@@ -427,54 +429,7 @@ def _value(found: Value | Refused) -> Value:
 def _query(context: typer.Context, ask: Callable[[Session], object], as_json: bool) -> None:
     with _work(_database(context)) as session:
         found = ask(session)
-    _show(found, as_json)
-
-
-def _plain(value: object) -> object:
-    """The value as JSON knows it."""
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if is_dataclass(value) and not isinstance(value, type):
-        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
-    if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, str | int | bool | None) else str(value)
-
-
-def _show(value: object, as_json: bool) -> None:
-    plain = _plain(value)
-    typer.echo(json.dumps(plain) if as_json else "\n".join(_text(plain)))
-
-
-def _text(value: object, indent: str = "") -> Iterator[str]:
-    """Lines for people: `name: value` for an object, a table for a list of objects."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            if isinstance(item, dict | list):
-                yield f"{indent}{name}:"
-                yield from _text(item, indent + "  ")
-            else:
-                yield f"{indent}{name}: {_cell(item)}"
-    elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        names = list(value[0])
-        rows = [names, *([_cell(item.get(name)) for name in names] for item in value)]
-        widths = [max(len(row[place]) for row in rows) for place in range(len(names))]
-        for row in rows:
-            yield (indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()
-    elif isinstance(value, list):
-        yield from (indent + _cell(item) for item in value) if value else (f"{indent}none",)
-    else:
-        yield indent + _cell(value)
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return json.dumps(value) if isinstance(value, dict | list) else str(value)
+    show(found, as_json)
 
 
 def main() -> None:

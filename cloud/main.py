@@ -19,6 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from sqlalchemy import Engine
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cloud.config import CloudConfig, open_database
@@ -132,6 +133,10 @@ def create_app(tools: Tools) -> FastAPI:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         return _problem(422, Reason.MALFORMED, f"{where}: {first['msg']}.")
+
+    @app.exception_handler(HTTPException)
+    def unanswered(_request: Request, error: HTTPException) -> JSONResponse:
+        return _problem(error.status_code, Reason.MALFORMED, f"{error.detail}.")
 
     @app.exception_handler(DatabaseUnavailableError)
     def unavailable(_request: Request, error: DatabaseUnavailableError) -> JSONResponse:

@@ -22,7 +22,7 @@ _WEIGHTS = (8, 7, 6, 5, 4, 3, 2, 10, 0, 9, 8, 7, 6, 5, 4, 3, 2)
 
 def check_name(text: str) -> str:
     """The same text. Raises ValueError when it cannot stand in a topic or certificate."""
-    if not re.match(_NAME, text):
+    if not re.fullmatch(_NAME, text):
         raise ValueError(f"{text!r} is not a name: 1 to 64 letters, digits, dots, dashes or underscores")
     return text
 

@@ -64,7 +64,8 @@ class Metering:
             self._memory.session.metered = True
             self._memory.dirty = True
         first = self.recorder.last is None
-        records += self._written(self.recorder.on_reading(event.reading.import_wh, on_clock_of(now, event.read_at)), now)
+        read_at = on_clock_of(now, event.read_at)
+        records += self._written(self.recorder.on_reading(event.reading.import_wh, read_at), now)
         self._memory.dirty |= first
         return records
 

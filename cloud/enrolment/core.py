@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass
-from datetime import timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from esci.ids import check_vin
@@ -129,13 +128,6 @@ class PevForm:
     account_id: str
     program: str
     premises_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TokenTerms:
-    """How long an enrolment token may be used."""
-
-    life: timedelta
 
 
 def check_account(form: AccountForm) -> Refused | None:

@@ -137,8 +137,8 @@ def measure_backlog(stage: Stage, size: Size, notes: list[str]) -> list[Figure]:
     rival = figures.drain_baseline(stage, size)
     alone = figures.drain_agent(stage, size, real_gateway=False)
     whole = figures.drain_agent(stage, size, real_gateway=True)
-    notes.append(f"backlog: CPU of the agent {alone.cpu_s:.2f} s, of the baseline {rival.cpu_s:.2f} s; a reading of "
-                 "the baseline is done with the broker's PUBACK, a record of ours with the utility's own acknowledgement "
+    notes.append(f"backlog: CPU of the agent {alone.cpu_s:.2f} s, of the baseline {rival.cpu_s:.2f} s; a reading "
+                 "of the baseline is done with the broker's PUBACK, a record of ours with the utility's own acknowledgement "
                  "(the gateway rates, posts and commits it first)")
     return [Figure(f"{count} records to a receiver", "s", alone.seconds, rival.seconds, 0.6),
             Figure(f"{count} records to evse-cloud gateway", "s", whole.seconds, rival.seconds, None)]

@@ -125,12 +125,16 @@ class Client:
         self._mqtt.tls_set_context(context)
         self._mqtt.on_connect = lambda _c, _u, _f, code, _p: self.connected.put(
             "refused" if code.is_failure else "connected")
-        self._mqtt.on_disconnect = lambda *_: (self.gone.put(True), self.connected.put("refused"))
-        self._mqtt.on_message = lambda _c, _u, message: self.messages.put((message.topic, message.payload))
+        self._mqtt.on_disconnect = self._on_disconnect
+        self._mqtt.on_message = lambda _c, _u, message: self.messages.put((message.topic, bytes(message.payload)))
         self._mqtt.on_subscribe = lambda _c, _u, _m, codes, _p: self._granted.put([not one.is_failure for one in codes])
         if will is not None:
             self._mqtt.will_set(will[0], will[1], qos=1)
         self._port = world.port
+
+    def _on_disconnect(self, *_: object) -> None:
+        self.gone.put(True)
+        self.connected.put("refused")
 
     def connect(self) -> str:
         """`connected` or `refused`."""
@@ -165,7 +169,7 @@ class Client:
     def drop(self) -> None:
         """Lose the connection without a word."""
         found = self._mqtt.socket()
-        assert found is not None
+        assert isinstance(found, socket.socket)
         found.shutdown(socket.SHUT_RDWR)
         self.gone.get(timeout=WAIT_S)
         self._close()

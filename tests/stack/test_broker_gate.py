@@ -194,7 +194,7 @@ def test_a_revoked_charger_is_hung_up_on(embedded: tuple[World, subprocess.Popen
     b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x3c\x00\x00",
     b"\x10\x04\x00\xff\xff\xff",
     b"\x00" * 64,
-])
+], ids=["http", "long", "endless", "nameless", "cut", "zeros"])
 def test_a_hostile_first_packet_ends_only_its_own_connection(
     embedded: tuple[World, subprocess.Popen[str]], noise: bytes
 ) -> None:
