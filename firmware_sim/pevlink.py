@@ -247,7 +247,7 @@ class PevLink:
         elif isinstance(message, wire.Wait):
             self._show(state="waiting")
 
-    def _send(self, tls: ssl.SSLSocket, message: BaseModel) -> None:
+    def _send(self, tls: ssl.SSLSocket, message: wire.Discover | wire.Identify | wire.Acknowledge) -> None:
         tls.sendall(message.model_dump_json().encode() + b"\n")
         self._count(sent=1)
         self._log("pev link sent", {"vehicle": self._plan.vehicle, "kind": message.kind})

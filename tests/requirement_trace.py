@@ -2,7 +2,8 @@
 
 Two halves meet in a JSON file: conftest.py writes the outcome of each marked test there (only when asked, through
 PLUGBIND_TRACE), and this module turns it into the table. A requirement is *proven* when it has tests and all passed,
-*failed* when one failed, *untested* otherwise: a skipped test proves nothing. Must not import the project.
+*failed* when one failed, *untested* otherwise: a skipped test proves nothing, and neither do tests of a requirement
+that spec_open.toml says is only half done. Must not import the project.
 """
 
 from __future__ import annotations
@@ -19,23 +20,25 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 COPY_OF_IDS = ROOT / "tests" / "spec_ids.txt"
+OPEN = ROOT / "tests" / "spec_open.toml"
 LAST_RUN = ROOT / ".run" / "trace.json"
 WORST_FIRST = ("failed", "skipped", "passed")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One requirement, and the outcome (passed, skipped, failed) of each test that names it."""
+    """One requirement, the outcome (passed, skipped, failed) of each test that names it, and what its proof lacks."""
 
     id: str
     outcomes: Mapping[str, str]
+    lacks: str = ""
 
     @property
     def status(self) -> str:
         found = set(self.outcomes.values())
         if "failed" in found:
             return "failed"
-        return "proven" if found == {"passed"} else "untested"
+        return "proven" if found == {"passed"} and not self.lacks else "untested"
 
 
 def shared_folder() -> Path | None:
@@ -57,16 +60,23 @@ def known_ids() -> list[str]:
     return [line for line in COPY_OF_IDS.read_text("utf-8").splitlines() if line and not line.startswith("#")]
 
 
-def rows(ids: Iterable[str], outcomes: Mapping[str, Mapping[str, str]]) -> list[Row]:
+def half_done() -> dict[str, str]:
+    """What the proof of a requirement still lacks, by id. Raises ValueError when the file cannot be read."""
+    return {id_: str(lacks) for id_, lacks in tomllib.loads(OPEN.read_text("utf-8")).items()} if OPEN.exists() else {}
+
+
+def rows(
+    ids: Iterable[str], outcomes: Mapping[str, Mapping[str, str]], lacking: Mapping[str, str] | None = None
+) -> list[Row]:
     """One row for each id, in order. `outcomes` is id -> test -> outcome, as conftest.py writes it.
 
-    Raises ValueError when the outcomes name an id that is not in the list.
+    Raises ValueError when the outcomes, or what is lacking, name an id that is not in the list.
     """
-    ordered = list(ids)
-    unknown = sorted(set(outcomes) - set(ordered))
+    ordered, lacks = list(ids), lacking or {}
+    unknown = sorted((set(outcomes) | set(lacks)) - set(ordered))
     if unknown:
         raise ValueError(f"tests name requirements that the spec does not have: {', '.join(unknown)}")
-    return [Row(id_, dict(sorted(outcomes.get(id_, {}).items()))) for id_ in ordered]
+    return [Row(id_, dict(sorted(outcomes.get(id_, {}).items())), lacks.get(id_, "")) for id_ in ordered]
 
 
 def worse(first: str | None, second: str) -> str:
@@ -83,7 +93,7 @@ def as_text(table: list[Row]) -> str:
     width = max(len(row.id) for row in table)
     lines = []
     for row in table:
-        lines.append(f"{row.id:<{width}}  {row.status}")
+        lines.append(f"{row.id:<{width}}  {row.status}" + (f": {row.lacks}" if row.lacks else ""))
         lines += [f"{'':<{width}}    {outcome}  {test}" for test, outcome in row.outcomes.items()]
     counts = [f"{sum(row.status == status for row in table)} {status}" for status in ("proven", "failed", "untested")]
     return "\n".join([*lines, f"{len(table)} requirements: {', '.join(counts)}"])
@@ -108,7 +118,7 @@ def table_of_last_run() -> list[Row]:
         raise ValueError("no run is kept: see .run/trace.log, or type ./run trace without --last") from None
     if kept["not_collected"]:
         raise ValueError("\n  ".join(["some tests could not be read:", *kept["not_collected"]]))
-    return rows(known_ids(), kept["outcomes"])
+    return rows(known_ids(), kept["outcomes"], half_done())
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -105,3 +105,16 @@ def test_proven_means_that_every_test_passed(outcomes: dict[str, str]) -> None:
 def test_a_requirement_that_the_spec_lacks_is_refused() -> None:
     with pytest.raises(ValueError, match="P9-Z9"):
         requirement_trace.rows(["P1-B1"], {"P9-Z9": {}})
+
+
+def test_a_half_done_requirement_is_not_called_proven() -> None:
+    passed = {"P1-B1": {"t": "passed"}, "P1-B4": {"t": "passed"}}
+    table = requirement_trace.rows(["P1-B1", "P1-B4"], passed, {"P1-B4": "the web page is missing"})
+    assert [row.status for row in table] == ["proven", "untested"]
+    assert "P1-B4  untested: the web page is missing" in requirement_trace.as_text(table)
+
+
+def test_what_is_lacking_names_only_requirements_of_the_spec() -> None:
+    assert set(requirement_trace.half_done()) <= set(requirement_trace.known_ids())
+    with pytest.raises(ValueError, match="P1-B99"):
+        requirement_trace.rows(["P1-B1"], {}, {"P1-B99": "no such requirement"})

@@ -1,6 +1,7 @@
-"""The campaign: the real station in seeded worlds full of faults. One seed repeats a world; the laws are in `world_laws`.
+"""The campaign: the real station in seeded worlds full of faults. One seed repeats a world; `world_laws` has the laws.
 
-`PLUGBIND_CAMPAIGN=N ./run test tests/sim/test_agent_world.py` visits N worlds; a failure prints the command for its own.
+`PLUGBIND_CAMPAIGN=N ./run test tests/sim/test_agent_world.py` visits N worlds; a failure prints the command that
+repeats its own.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from sim.world_parts import SECOND_VIN, STRANGER_VIN, VIN
 
 ZONES = ("America/Los_Angeles", "Europe/Berlin", "Asia/Kolkata", "Australia/Lord_Howe")
 INTERVALS: tuple[IntervalS, ...] = (60, 300, 900, 1800, 3600)
-STARTS = (datetime(2025, 7, 16, 3, tzinfo=UTC), datetime(2025, 3, 9, 4, tzinfo=UTC), datetime(2025, 11, 2, 3, tzinfo=UTC),
-          datetime(2025, 10, 25, 18, tzinfo=UTC), datetime(2025, 4, 5, 9, tzinfo=UTC))
+STARTS = (datetime(2025, 7, 16, 3, tzinfo=UTC), datetime(2025, 3, 9, 4, tzinfo=UTC),
+          datetime(2025, 11, 2, 3, tzinfo=UTC), datetime(2025, 10, 25, 18, tzinfo=UTC),
+          datetime(2025, 4, 5, 9, tzinfo=UTC))
 KINDS = ("kind", "kind", "kind", "early", "mute", "swap")
 VINS = (VIN, VIN, SECOND_VIN, STRANGER_VIN)
 
@@ -58,34 +60,38 @@ class Fate:
         self.world.at(int(self.world.rng.expovariate(1 / self.every_ms)) + 1, self._strike)
         self.world.rng.choice(self._faults())()
 
-    def _faults(self) -> list[Callable[[], object]]:
+    def _faults(self) -> list[Callable[[], None]]:
         world, rng = self.world, self.world.rng
-        board, meter, utility, vehicle = world.board, world.meter, world.utility, world.vehicle
+        board, meter, vehicle = world.board, world.meter, world.vehicle
         long_ms = rng.choice([3_000, 40_000, 15 * MINUTE_MS])
         return [
-            lambda: (world.net_down(), world.at(long_ms, world.net_back)),
-            lambda: (setattr(meter, "silent", True), world.at(long_ms, meter.heal)),
+            lambda: self._while(world.net_down, world.net_back),
+            lambda: self._while(lambda: setattr(meter, "silent", True), meter.heal),
             meter.reset, meter.jump,
-            lambda: (board.set(fault="06 ground fault"), world.at(long_ms, lambda: board.set(fault=None))),
-            lambda: (board.set(silent=True), world.at(long_ms, lambda: board.set(silent=False))),
-            lambda: (board.set(blind=True), world.at(long_ms, lambda: board.set(blind=False))),
-            lambda: (board.set(protections_off=("diode",)), board.reboot(),
-                     world.at(long_ms, lambda: (board.set(protections_off=()), board.reboot()))),
-            lambda: (board.set(welded=True), world.at(long_ms, lambda: board.set(welded=False))),
-            lambda: (board.set(rogue=True), world.at(long_ms, lambda: board.set(rogue=False))),
+            lambda: self._broken(fault="06 ground fault"), lambda: self._broken(silent=True),
+            lambda: self._broken(blind=True), lambda: self._broken(welded=True), lambda: self._broken(rogue=True),
+            lambda: self._while(lambda: board.replace_by(("diode",)), lambda: board.replace_by(())),
             board.reboot, vehicle.power_cycle,
             lambda: vehicle.want(not board.wants),
             lambda: world.kill(long_ms, power_loss=rng.random() < 0.3),
             lambda: setattr(world, "kill_in", rng.randint(0, 40)),
             self._clock, self._clock, self._utility, self._utility,
-            lambda: (setattr(utility, "dumb", True), world.at(long_ms, lambda: setattr(utility, "dumb", False))),
+            lambda: self._while(lambda: setattr(world.utility, "dumb", True),
+                                lambda: setattr(world.utility, "dumb", False)),
         ]
+
+    def _broken(self, **fault: object) -> None:
+        healthy: dict[str, object] = {name: None if isinstance(value, str) else False for name, value in fault.items()}
+        self._while(lambda: self.world.board.set(**fault), lambda: self.world.board.set(**healthy))
+
+    def _while(self, begin: Callable[[], None], end: Callable[[], None]) -> None:
+        begin()
+        self.world.at(self.world.rng.choice([3_000, 40_000, 15 * MINUTE_MS]), end)
 
     def _clock(self) -> None:
         world, rng = self.world, self.world.rng
         if not world.synced:
-            world.synced = True
-            world.set_clock(None)
+            world.sync()
         elif rng.random() < 0.2:
             world.synced = False
             world.set_clock(rng.choice([datetime(1970, 1, 3, tzinfo=UTC), None]))
@@ -124,7 +130,7 @@ def visit(seed: int, hours: int, faults: bool = True) -> World:
     if hard and rng.random() < 0.3:
         world.synced = False
         world.set_clock(datetime(1970, 1, 1, 0, 0, 40, tzinfo=UTC))
-        world.at(rng.randint(MINUTE_MS, HOUR_MS), lambda: (setattr(world, "synced", True), world.set_clock(None)))
+        world.at(rng.randint(MINUTE_MS, HOUR_MS), world.sync)
     fate = Fate(world, every_ms=rng.choice([4, 20]) * MINUTE_MS if hard else 1000 * HOUR_MS)
     try:
         fate.begin()
@@ -139,6 +145,6 @@ def visit(seed: int, hours: int, faults: bool = True) -> World:
 
 
 @pytest.mark.req("P1-S3.1", "P1-S2.7", "P1-N1", "P1-N2", "P1-N3", "P1-F24", "P1-B4", "P1-B6")
-@pytest.mark.parametrize("seed", seeds(40))
+@pytest.mark.parametrize("seed", seeds(24))
 def test_every_law_holds_in_a_hostile_world(seed: int) -> None:
     visit(seed, hours=6)

@@ -1,7 +1,7 @@
-"""Virtual time around the real station: a world in memory in which an hour takes milliseconds and one seed repeats all.
+"""Virtual time around the real station: an hour takes milliseconds, and one seed repeats the world.
 
-The world owns time, the process (it can be killed between any two effects) and the network; its people and things are in
-`world_parts`, what must hold at every step is in `world_laws`. Shares no decision with the agent's core.
+The world owns time, the process (it can be killed between any two effects) and the network; its people and things are
+in `world_parts`, what must hold at every step is in `world_laws`. Shares no decision with the agent's core.
 """
 
 from __future__ import annotations
@@ -111,6 +111,11 @@ class World:
         """Set the charger's utc."""
         self._utc_shift += timedelta(seconds=seconds)
 
+    def sync(self) -> None:
+        """A time server is found."""
+        self.synced = True
+        self.set_clock(None)
+
     def set_clock(self, utc: datetime | None) -> None:
         """Set the charger's utc to a moment; None: to the truth."""
         true = self.place.start + timedelta(milliseconds=self.ms)
@@ -178,10 +183,14 @@ class World:
             return
         life = self.life
         self._handle(event)
-        while self.station is not None and self.life == life and self.journal.wrote:
+        while self.is_alive(life) and self.journal.wrote:
             self.journal.wrote = False
             self._handle(RecordsWritten(self.journal.epoch, self.journal.last_seq))
         self._plan_wake(event)
+
+    def is_alive(self, life: int) -> bool:
+        """True while that life of the process goes on."""
+        return self.station is not None and self.life == life
 
     def _handle(self, event: Event) -> None:
         assert self.station is not None
@@ -319,8 +328,7 @@ class World:
         self.meter.heal()
         self.vehicle.leave()
         if not self.synced:
-            self.synced = True
-            self.set_clock(None)
+            self.sync()
         if not self.net_up:
             self.net_back()
 

@@ -71,7 +71,8 @@ class Laws:
         self._since_boot = True
         written = self._session if not self._ended else ""
         if self._world.journal.snapshot is not None:
-            assert kept is not None and (kept.session.id if kept.session else "") == written, "snapshot fits the records"
+            assert kept is not None
+            assert (kept.session.id if kept.session else "") == written, "the snapshot fits the records"
 
     # ---- after each event
 
@@ -122,8 +123,9 @@ class Laws:
 
     def _opens_at_once(self, event: Event, effects: Sequence[Effect]) -> None:
         """A fault or silence withdraws the permission in the same step."""
-        bad = isinstance(event, BoardFailed) or (isinstance(event, BoardReported) and event.status.fault is not None) or (
-            isinstance(event, BoardFound) and bool(event.identity.protections_off))
+        bad = (isinstance(event, BoardFailed)
+               or (isinstance(event, BoardReported) and event.status.fault is not None)
+               or (isinstance(event, BoardFound) and bool(event.identity.protections_off)))
         if bad and self._order == "ask":
             assert any(isinstance(effect, OpenContactor) for effect in effects), f"{event!r} leaves the permission"
 
@@ -278,7 +280,7 @@ class Laws:
         if self._unsynced_reads:
             self._quality = "unsynced"
         elif self._reads > 3 and "restart" not in body.flags and "gap" not in body.flags:
-            assert not flagged or self._quality == "unsynced", f"flagged unsynced long after the clock was set: {body!r}"
+            assert not flagged or self._quality == "unsynced", f"flagged long after the clock was set: {body!r}"
             self._quality = "synced"
         self._unsynced_reads = self._reads = 0
 
@@ -326,9 +328,9 @@ class Laws:
         assert utility.digests[journal.epoch] == journal.digests
         assert self._ended, "no session stays open"
         station = self._world.station
-        assert station is not None and station.metering.recorder.last is not None
+        assert station is not None
         recorder = station.metering.recorder
-        assert recorder.start is not None
+        assert recorder.start is not None and recorder.last is not None
         recorded_wh = sum(body.energy_wh for body in self.intervals)
         running_wh = recorder.last.register_wh - recorder.start.register_wh
         assert self.first_read_wh is not None

@@ -19,10 +19,10 @@ from agent.core.events import (
     MeterFailed,
     MeterRead,
     MeterReading,
-    Pilot,
     PevAcknowledged,
     PevGone,
     PevIdentified,
+    Pilot,
 )
 from esci import messages as wire
 from esci import pevlink
@@ -79,7 +79,7 @@ class MemoryJournal:
 
     def batch(self, first_seq: int, count: int) -> tuple[str, list[wire.RecordItem]]:
         """The digest before first_seq, and the records."""
-        assert 1 <= first_seq and count >= 1 and first_seq + count - 1 <= self.last_seq
+        assert first_seq >= 1 and count >= 1 and first_seq + count - 1 <= self.last_seq
         return self.digests[first_seq - 1], self.items[first_seq - 1:first_seq - 1 + count]
 
     def forget(self, seq: int) -> None:
@@ -176,7 +176,7 @@ class Board:
         """The contactor follows; energy follows the contactor."""
         before = self.closed
         wanted = self.asked_ma > 0 and self.plugged and self.wants and self.fault is None
-        self.closed = (wanted or self.rogue) and self.plugged or (self.closed and self.welded)
+        self.closed = ((wanted or self.rogue) and self.plugged) or (self.closed and self.welded)
         draws = self.closed and self.plugged and self.wants
         self._world.meter.flow(self._world.vehicle.power_w if draws else 0)
         if self.closed != before:
@@ -199,6 +199,11 @@ class Board:
         self.power_off()
         self._found = False
         self._world.later(1_500, self.report)
+
+    def replace_by(self, protections_off: tuple[str, ...]) -> None:
+        """Another set of protections is off, seen when the board introduces itself again."""
+        self.protections_off = protections_off
+        self.reboot()
 
     def power_off(self) -> None:
         """No order survives."""
@@ -345,9 +350,10 @@ class Utility:
         """A version of the default plan and of the program, with prices of its own."""
         zone, name = self._world.place.timezone, f"v{self.version}"
         step = self.version * 10_007
-        for document in (tariff("DEFAULT", name, zone, {"a": 240_000 + step, "b": 580_000 + step}, "a" * 16 + "bbbbb" + "aaa"),
-                         tariff("EV", name, zone, {"n": 170_000 + step, "d": 330_000 + step}, "nndnnn" + "d" * 14 + "nnnn")):
-            self.documents[document.code, document.version] = document
+        default = {"a": 240_000 + step, "b": 580_000 + step}, "a" * 16 + "bbbbb" + "aaa"
+        program = {"n": 170_000 + step, "d": 330_000 + step}, "nndnnn" + "d" * 14 + "nnnn"
+        for code, (prices, hours) in {"DEFAULT": default, "EV": program}.items():
+            self.documents[code, name] = tariff(code, name, zone, prices, hours)
 
     def new_version(self) -> list[wire.Down]:
         """New prices for everybody, sent to the charger at once."""

@@ -11,6 +11,7 @@ import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,11 +141,14 @@ class Utility(Plant):
     # ---- set-up
 
     def found_utility(self) -> None:
-        """Keys, certificates, database; certificates for the listeners; the broker's configuration."""
+        """Keys, certificates, database."""
         (self.cloud_dir / "cloud.toml").write_text(
             f"[database]\nurl = {json.dumps(self._database_url)}\n[broker]\nport = {self.ports.broker}\n"
             f"[api]\nport = {self.ports.api}\n", encoding="utf-8")
         self.cloud("init")
+
+    def _prepare_broker(self) -> None:
+        """Certificates for the listeners, and then mosquitto's files."""
         for name in SERVICES:
             self.cloud("certificate", "--service", name, "--out", str(self.keys))
         self.cloud("broker-config", "--out", str(self.folder / "mosquitto"))
@@ -159,10 +163,12 @@ class Utility(Plant):
     def open(self, with_other: bool = False) -> None:
         """Found, enrol, start broker and API, commission; the API is not needed any more then."""
         self.found_utility()
-        self.enrol()
         since = self._ear.position
-        self.start_broker()
         self.start_api()
+        with ThreadPoolExecutor() as hands:
+            for done in [hands.submit(self._prepare_broker), hands.submit(self.enrol)]:
+                done.result()
+        self.start_broker()
         self.see("the API listens", "api", "api ready", since)
         self.commission()
         if with_other:
@@ -255,11 +261,14 @@ class Utility(Plant):
 
     def account(self) -> Account:
         """What charger, utility and the simulated world say of the same energy."""
-        sessions = json.loads(self.agent("sessions", "--json"))
-        receipts = {one["session"]: json.loads(self.agent("receipt", one["session"], "--json")) for one in sessions}
-        return Account(receipts, json.loads(self.cloud("bill", "--premises", "P-1001", "--json")),
-                       json.loads(self.cloud("reconcile", "--json")),
-                       json.loads(self.cloud("trial-balance", "--json")), self.world())
+        sessions = [one["session"] for one in json.loads(self.agent("sessions", "--json"))]
+        with ThreadPoolExecutor() as hands:
+            told = [hands.submit(self.cloud, *words, "--json")
+                    for words in (("bill", "--premises", "P-1001"), ("reconcile",), ("trial-balance",))]
+            receipts = {name: hands.submit(self.agent, "receipt", name, "--json") for name in sessions}
+        bill, whole, balance = (json.loads(one.result()) for one in told)
+        return Account({name: json.loads(one.result()) for name, one in receipts.items()}, bill, whole, balance,
+                       self.world())
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The main job with production's parts: mosquitto, PostgreSQL, and every program as a process (P1 scenarios 1 to 3).
 
 One story is lived once, at 120 times real time: a first binding, a re-binding, a suspended vehicle, an unknown vehicle,
-a broker that is gone when a vehicle comes, a meter that is pulled before and while a vehicle charges. Each test then
+a broker that is gone when a vehicle comes, a meter that is pulled while a vehicle charges and silent for the next. Each test then
 looks at one law in what an observer on the broker, the programs' logs, the charger and the utility told of it.
 """
 
@@ -24,7 +24,7 @@ from ledger_postgres import postgres_url
 from stack.main_job_world import Account, Listener, Seen, Utility, utility
 
 SCALE, SEED = 120, 7
-BEGIN_UTC = "2025-07-16T03:50:00Z"  # 20:50 in Los Angeles: ten minutes before the price changes
+BEGIN_UTC = "2025-07-16T03:52:00Z"  # 20:52 in Los Angeles: eight minutes before the price changes
 BINDING_WAIT_S, CHARGE_S = 600, 150
 DEFAULT_TARIFF, PROGRAM_TARIFF = "SCE-TOU-D-4-9PM", "SCE-TOU-D-PRIME"
 BINDING_KINDS = ("bind.request", "bind.confirm", "bind.ack", "eumd.detect", "eumd.ack")
@@ -124,25 +124,20 @@ class Story:
         self._plant.drained()
 
     def _without_meter(self) -> None:
+        """The meter is pulled while a vehicle charges, is silent while another session begins and ends, and is back."""
         plant = self._plant
-        since = self._ear.position
-        plant.do("meter_unplug")
-        plant.see("the agent notices", "agent", "lost", since, what="MeterFailed")
-        self._charge("no-meter", "leaf")
-        plant.do("meter_plug")
-        plant.until("the meter is read", lambda: plant.status().get("register_wh") is not None)
         from_message, (_, since) = len(self._observer.seen()), plant.plug("leaf")
         plant.see("the contactor", "agent", "board changed", since, closed="True")
         plant.let_pass(CHARGE_S)
         cut = self._ear.position
         plant.do("meter_unplug")
         plant.see("the agent notices", "agent", "lost", cut, what="MeterFailed")
-        plant.let_pass(CHARGE_S)
         self._end("meter-pulled", "leaf", since, from_message)
-        after = self._ear.position
+        self._charge("no-meter", "leaf")
+        back = self._ear.position
         plant.do("meter_plug")
         plant.until("the meter is read", lambda: plant.status().get("register_wh") == plant.world().get("register_wh"))
-        plant.see("what was not read until now", "agent", "recorded", after, record="interval")
+        plant.see("what was not read until now", "agent", "recorded", back, record="interval")
 
     def _end(self, name: str, vehicle: str, since: int, from_message: int) -> None:
         status = self._plant.status()
