@@ -39,9 +39,7 @@ class CommandError(Exception):
 def main() -> None:
     """Entry point: typed errors become one sentence and an exit code; a bug stays a traceback."""
     try:
-        app(standalone_mode=False)
-    except (typer.Exit, typer.Abort) as error:
-        sys.exit(getattr(error, "exit_code", 1))
+        app()  # ends in SystemExit: a command's own code, or 2 for a wrong command line
     except CommandError as error:
         print(error, file=sys.stderr)
         sys.exit(error.code)
@@ -95,7 +93,7 @@ def check(config: ConfigPath = CONFIG, probe: Annotated[bool, typer.Option(help=
         print(json.dumps({"config": settings.model_dump(), "findings": [asdict(finding) for finding in findings]}))
     else:
         for section, values in settings.model_dump().items():
-            print(f"{section} = {values}" if not isinstance(values, dict) else f"[{section}] {_pairs(values)}")
+            print(f"[{section}] {_pairs(values)}" if isinstance(values, dict) else _pairs({section: values}))
         for finding in findings:
             print(f"{'ok  ' if finding.ok else 'FAIL'} {finding.subject}: {finding.text}")
     if not all(finding.ok for finding in findings):
@@ -103,7 +101,8 @@ def check(config: ConfigPath = CONFIG, probe: Annotated[bool, typer.Option(help=
 
 
 def _pairs(values: dict[str, Any]) -> str:
-    return "  ".join(f"{name} = {value}" for name, value in values.items())
+    """The section on one line, as it may stand in agent.toml; `-` for what is not set."""
+    return "  ".join(f"{name} = {'-' if value is None else json.dumps(value)}" for name, value in values.items())
 
 
 @app.command()
@@ -186,6 +185,18 @@ def receipt(session: Annotated[str, typer.Argument(help="session id; the last on
     if found is None:
         raise CommandError(f"no session {session or 'at all'} in the journal: see `evse-agent sessions`", MISSING)
     print(json.dumps(found.as_json()) if as_json else found.as_text())
+
+
+@app.command()
+def clear_faults(config: ConfigPath = CONFIG) -> None:
+    """Say that a person has looked: end a weld or bypass fault. Stop the agent first."""
+    from agent.faults import clear_faults as clear
+    from agent.runtime import Clocks
+
+    cleared = clear(_journal_path(_load(config)), Clocks("").now())
+    for text in cleared:
+        print(f"cleared: {text}")
+    print("start the agent again" if cleared else "no fault is latched")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ class Dialogue:
         self._hello_again_ms: int | None = None  # a broker takes a hello that nobody hears: said again until answered
         self._early: PevIdentified | None = None  # the link was faster than the pilot
         self._confirm: wire.BindConfirm | None = None
-        self._ack: wire.BindAck | None = None  # sent again until the detection message comes
         self._ack_sent_ms = 0
         self._ack_tries = 0
         self.connected = False
@@ -54,7 +53,7 @@ class Dialogue:
         """The plug-in is over."""
         self._memory.binding.on(Happened.UNPLUGGED)
         self._memory.binding = Binding()
-        self._confirm, self._ack = None, None
+        self._confirm = None
 
     def on_adopted(self, now: Now) -> None:
         """The agent was restarted while a vehicle was plugged in."""
@@ -97,8 +96,9 @@ class Dialogue:
         if self._confirm is None or event.binding != self._confirm.binding or not binding.on(Happened.PEV_SET):
             return []
         confirm = self._confirm
-        self._ack = wire.BindAck(device=self._memory.settings.device, id=self._new_id(), at=format_utc(now.utc),
-                                 request=confirm.request, binding=confirm.binding, pev=confirm.pev)
+        self._memory.unanswered = wire.BindAck(
+            device=self._memory.settings.device, id=self._new_id(), at=format_utc(now.utc), request=confirm.request,
+            binding=confirm.binding, pev=confirm.pev)
         self._ack_tries = 0
         return [*self._become_bound(confirm, now, State.CONFIRMING), *self._send_ack(now)]
 
@@ -110,7 +110,7 @@ class Dialogue:
         effects = self._say_hello(now)
         if self._memory.binding.state is State.VALIDATING:
             effects += self._ask(now)
-        return effects + (self._send_ack(now) if self._ack is not None else [])
+        return effects + (self._send_ack(now) if self._memory.unanswered is not None else [])
 
     def on_lost(self) -> None:
         """The utility cannot be reached."""
@@ -157,8 +157,8 @@ class Dialogue:
         memory = self._memory
         if now.quality == "synced" and now.utc > parse_utc(message.expires_at) and message.id != memory.detect:
             return [self._noted(Reason.STALE, message.id, now)]
-        if self._ack is not None and self._ack.binding == message.binding:
-            self._ack = None
+        if memory.unanswered is not None and memory.unanswered.binding == message.binding:
+            memory.unanswered, memory.dirty = None, True
         applied, reason = True, None
         if all(known.binding != message.binding for known in memory.known.values()):
             applied, reason = False, Reason.UNKNOWN_BINDING
@@ -213,9 +213,9 @@ class Dialogue:
         """What is due: the end of the wait, or the same question again."""
         binding = self._memory.binding
         retry_ms = self._memory.settings.retry_s * 1000
-        if binding.state in WAITING and binding.deadline_ms is not None and now.mono_ms >= binding.deadline_ms:
-            return self._become_unbound(Happened.WAIT_OVER, binding.reason_for_wait_over(), now)
         effects: list[Effect] = []
+        if binding.state in WAITING and binding.deadline_ms is not None and now.mono_ms >= binding.deadline_ms:
+            effects += self._become_unbound(Happened.WAIT_OVER, binding.reason_for_wait_over(), now)
         if not self.connected:
             return effects
         if self._hello_again_ms is not None and now.mono_ms >= self._hello_again_ms:
@@ -223,7 +223,7 @@ class Dialogue:
         asked_ms = binding.sent_ms if binding.state is State.VALIDATING else None
         if asked_ms is not None and now.mono_ms >= asked_ms + retry_ms:
             effects += self._ask(now)
-        if self._ack is not None and now.mono_ms >= self._ack_sent_ms + retry_ms:
+        if self._memory.unanswered is not None and now.mono_ms >= self._ack_sent_ms + retry_ms:
             effects += self._send_ack(now)
         return effects
 
@@ -234,7 +234,7 @@ class Dialogue:
         wakes = [self._hello_again_ms, binding.deadline_ms if binding.state in WAITING else None]
         if self.connected and binding.state is State.VALIDATING and binding.sent_ms is not None:
             wakes.append(binding.sent_ms + retry_ms)
-        if self.connected and self._ack is not None:
+        if self.connected and self._memory.unanswered is not None:
             wakes.append(self._ack_sent_ms + retry_ms)
         return min((wake for wake in wakes if wake is not None), default=None)
 
@@ -271,10 +271,10 @@ class Dialogue:
     def _send_ack(self, now: Now) -> list[Effect]:
         self._ack_sent_ms = now.mono_ms
         self._ack_tries += 1
-        ack = self._ack
+        ack = self._memory.unanswered
         assert ack is not None
-        if self._ack_tries > ACK_TRIES:
-            self._ack = None  # the utility sends its detection message again after the next hello
+        if self._ack_tries > ACK_TRIES:  # the utility sends its detection message again after the next hello
+            self._memory.unanswered, self._memory.dirty = None, True
         return [Send(ack)] if self.connected else []
 
     def _become_bound(self, confirm: wire.BindConfirm, now: Now, before: State) -> list[Effect]:

@@ -174,7 +174,7 @@ class IntervalRecorder:
         return [IntervalClosed(begun.utc, max(end.utc, begun.utc), begun.register_wh, end.register_wh,
                                tuple(sorted(self.flags)))]
 
-    def resume(self, start: Reading, flags: set[str]) -> None:
-        """Go on after a restart from where the running interval began; it is flagged."""
+    def resume(self, start: Reading, boundary: datetime, flags: set[str]) -> None:
+        """Go on after a restart with the interval that was running; it is flagged."""
         self._begin(Reading(start.utc, start.register_wh, start.mono_ms, "clock-unsynced" not in flags))
-        self.flags = flags | {"restart"}
+        self.boundary, self.flags = boundary, flags | {"restart"}

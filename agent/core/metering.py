@@ -11,7 +11,7 @@ from agent.core.clock import STEP_S, Now
 from agent.core.effects import Record
 from agent.core.events import MeterRead
 from agent.core.intervals import IntervalClosed, IntervalRecorder, MeterJumped, Outcome, Reading
-from agent.core.session import KeptReading, Memory
+from agent.core.session import KeptInterval, Memory
 from esci.messages import Wire
 from esci.reasons import Reason
 from esci.records import Happening, Interval
@@ -86,12 +86,15 @@ class Metering:
         closed = self._written(self.recorder.on_clock_step(step_s, now.quality == "synced"), now)
         return [*closed, self._happened(Reason.CLOCK_STEPPED, {"seconds": step_s}, now)]
 
-    def kept(self) -> KeptReading | None:
-        """The running interval's beginning, for the snapshot."""
-        start = self.recorder.start
-        return None if start is None else KeptReading(utc=format_utc(start.utc), register_wh=start.register_wh)
+    def kept(self) -> KeptInterval | None:
+        """The running interval, for the snapshot."""
+        start, boundary = self.recorder.start, self.recorder.boundary
+        if start is None or boundary is None:
+            return None
+        return KeptInterval(utc=format_utc(start.utc), register_wh=start.register_wh, boundary=format_utc(boundary),
+                            flags=sorted(self.recorder.flags))
 
-    def restore(self, kept: KeptReading | None, flags: list[str], now: Now) -> None:
+    def restore(self, kept: KeptInterval | None, now: Now) -> None:
         """Go on from the last written boundary. Energy since then is not lost: the register has it.
 
         Its age is taken from utc; when the clock was set back meanwhile, the age counts as none.
@@ -101,7 +104,8 @@ class Metering:
             return
         begun = parse_utc(kept.utc)
         age_ms = max(0, round((now.utc - begun).total_seconds() * 1000))
-        self.recorder.resume(Reading(begun, kept.register_wh, now.mono_ms - age_ms), set(flags))
+        start = Reading(begun, kept.register_wh, now.mono_ms - age_ms)
+        self.recorder.resume(start, parse_utc(kept.boundary), set(kept.flags))
 
     def _written(self, outcomes: list[Outcome], now: Now) -> list[Record]:
         records: list[Record] = []

@@ -17,6 +17,8 @@ OPENING_LIMIT_MS = 10_000  # OpenEVSE needs up to 3.1 s (openevse-observed secti
 OPEN_SETTLED_MS = 15_000
 OPEN_POWER_W = 200
 REPEAT_MS = 5_000
+NOT_HEARD = "not heard yet"
+LATCHED = frozenset({Reason.CONTACTOR_WELDED, Reason.ENERGY_WHILE_OPEN})  # until a person has looked
 
 
 class Power:
@@ -28,15 +30,15 @@ class Power:
         self.permission = Permission.OPEN
         self.status: BoardStatus | None = None
         self.identity: BoardIdentity | None = None
-        self.bars: dict[Reason, str] = {Reason.BOARD_SILENT: "not heard yet"}
+        self.bars: dict[Reason, str] = {Reason.BOARD_SILENT: NOT_HEARD, **memory.latched}
         self._asked_ma = 0
         self._open_since_ms: int | None = None
         self._opening_since_ms: int | None = None
         self._told_open_ms: int | None = None
 
     def on_found(self, event: BoardFound, now: Now) -> list[Effect]:
-        """The board answers."""
-        self.identity = event.identity
+        """The board answers, perhaps after a start of its own that forgot what it was asked: ask again."""
+        self.identity, self._asked_ma = event.identity, 0
         if event.identity.protections_off:
             return self._bar(Reason.BOARD_UNPROTECTED, ", ".join(event.identity.protections_off), now)
         self.bars.pop(Reason.BOARD_UNPROTECTED, None)
@@ -45,6 +47,8 @@ class Power:
     def on_failed(self, cause: str, now: Now) -> list[Effect]:
         """The board is silent: nothing is known of the contactor, and nothing may be asked."""
         self.status, self._open_since_ms = None, None
+        if self.bars.get(Reason.BOARD_SILENT) == NOT_HEARD:
+            del self.bars[Reason.BOARD_SILENT]  # now it is known why, and that is recorded
         return self._bar(Reason.BOARD_SILENT, cause[:120], now)
 
     def on_reported(self, status: BoardStatus, now: Now) -> list[Effect]:
@@ -135,6 +139,9 @@ class Power:
     def _bar(self, reason: Reason, detail: str, now: Now) -> list[Effect]:
         known = self.bars.get(reason)
         self.bars[reason] = detail
+        if reason in LATCHED:
+            self._memory.latched[reason] = detail
+            self._memory.dirty = True
         if known is not None:
             return []
         session = self._memory.session

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from agent.core.binding import Binding, Bound, State
 from agent.core.receipt import Receipt
-from esci.messages import IntervalS, TariffRef, Wire
+from esci.messages import BindAck, IntervalS, TariffRef, Wire
 from esci.reasons import Reason
 from esci.tariff import Tariff
 
@@ -41,11 +41,13 @@ class Kept(Wire):
     """What every part of a snapshot shares."""
 
 
-class KeptReading(Kept):
-    """Where the running interval began."""
+class KeptInterval(Kept):
+    """Where the running interval began, and where it is to end: a restart must not move its boundary (P1-F24)."""
 
     utc: str
     register_wh: int
+    boundary: str
+    flags: list[str]
 
 
 class KeptBound(Kept):
@@ -72,6 +74,7 @@ class KeptSession(Kept):
     pev: str
     bound: KeptBound | None
     reason: Reason | None
+    leaving_reason: Reason | None  # the vehicle was seen leaving; the register's last word was awaited
 
 
 class KnownBinding(Kept):
@@ -91,8 +94,9 @@ class Snapshot(Kept):
     known: dict[str, KnownBinding]
     detect: str
     detect_set: bool
-    start: KeptReading | None
-    flags: list[str]
+    unanswered: BindAck | None  # sent again until the detection message comes (P1-S1.13)
+    latched: dict[Reason, str]  # what bars power until a person has looked
+    interval: KeptInterval | None
     session: KeptSession | None
 
 
@@ -109,6 +113,8 @@ class Memory:
     known: dict[str, KnownBinding] = field(default_factory=dict)
     detect: str = ""  # id of the last detection message that was applied
     detect_set: bool = False
+    unanswered: BindAck | None = None
+    latched: dict[Reason, str] = field(default_factory=dict)
     session: Session | None = None
     binding: Binding = field(default_factory=Binding)
     dirty: bool = False  # the snapshot on disk is older than this
@@ -138,24 +144,27 @@ class Memory:
             self.known.pop(next(iter(self.known)))
         self.dirty = True
 
-    def keep(self, start: KeptReading | None, flags: set[str]) -> Snapshot:
+    def keep(self, interval: KeptInterval | None) -> Snapshot:
         """The snapshot of this moment."""
         return Snapshot(default_tariff=self.default_tariff, interval_s=self.interval_s,
                         binding_wait_s=self.binding_wait_s, charge_without_binding=self.charge_without_binding,
-                        known=self.known, detect=self.detect, detect_set=self.detect_set, start=start,
-                        flags=sorted(flags), session=self._keep_session())
+                        known=self.known, detect=self.detect, detect_set=self.detect_set, unanswered=self.unanswered,
+                        latched=self.latched, interval=interval, session=self._keep_session())
 
-    def restore(self, snapshot: Snapshot) -> None:
+    def restore(self, snapshot: Snapshot, mono_ms: int) -> None:
         """Go on as it was. A binding that was under way starts over: its answers were lost with the process."""
         self.default_tariff, self.interval_s = snapshot.default_tariff, snapshot.interval_s
         self.binding_wait_s = snapshot.binding_wait_s
         self.charge_without_binding = snapshot.charge_without_binding
         self.known, self.detect, self.detect_set = dict(snapshot.known), snapshot.detect, snapshot.detect_set
+        self.unanswered, self.latched = snapshot.unanswered, dict(snapshot.latched)
         kept = snapshot.session
         if kept is None:
             return
         self.session = Session(kept.id, kept.metered,
                                Receipt(kept.running_nano_usd, kept.energy_wh, kept.pending_wh))
+        if kept.leaving_reason is not None:
+            self.session.leaving_ms, self.session.leaving_reason = mono_ms, kept.leaving_reason
         state = State[kept.binding_state]
         if state in (State.BOUND, State.UNBOUND):
             bound = None if kept.bound is None else Bound(**dict(kept.bound))
@@ -173,4 +182,5 @@ class Memory:
             valid_until=bound.valid_until, ticket=bound.ticket)
         return KeptSession(id=session.id, metered=session.metered, running_nano_usd=session.receipt.running_nano_usd,
                            energy_wh=session.receipt.energy_wh, pending_wh=session.receipt.pending_wh,
-                           binding_state=binding.state.name, pev=binding.pev, bound=kept, reason=binding.reason)
+                           binding_state=binding.state.name, pev=binding.pev, bound=kept, reason=binding.reason,
+                           leaving_reason=None if session.leaving_ms is None else session.leaving_reason)

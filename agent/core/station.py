@@ -78,10 +78,10 @@ class Station:
             memory.tariffs[document.code, document.version] = parse(document)
         self._new_id = new_id
         if start.snapshot is not None:
-            memory.restore(start.snapshot)
+            memory.restore(start.snapshot, now.mono_ms)
         self.metering = Metering(memory)
         if start.snapshot is not None:
-            self.metering.restore(start.snapshot.start, start.snapshot.flags, now)
+            self.metering.restore(start.snapshot.interval, now)
         self.power = Power(memory)
         self.dialogue = Dialogue(memory, self.metering, new_id, self._hello)
         self.outbox = Outbox(start.epoch, start.last_seq, start.acked_seq, start.settings.retry_s * 1000)
@@ -174,7 +174,7 @@ class Station:
             return []
         if not present:
             if session is not None and session.leaving_ms is None:
-                session.leaving_ms = now.mono_ms
+                session.leaving_ms, self.memory.dirty = now.mono_ms, True
                 session.leaving_reason = Reason.RESTARTED if before is Presence.UNKNOWN else Reason.UNPLUGGED
             return []
         if session is not None and session.leaving_ms is None:
@@ -276,6 +276,6 @@ class Station:
         rest: list[Effect] = [effect for effect in effects if not isinstance(effect, Record)]
         if records or self.memory.dirty:
             self.memory.dirty = False
-            snapshot = self.memory.keep(self.metering.kept(), self.metering.recorder.flags)
+            snapshot = self.memory.keep(self.metering.kept())
             return [*records, Remember(snapshot.model_dump_json()), *rest]
         return rest

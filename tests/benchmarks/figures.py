@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from signal import SIGKILL
 
@@ -29,6 +29,7 @@ from esci.units import format_utc
 Tell = Callable[[str], None]
 WORLD_SCALE = 600  # a minute of the world is a tenth of a second: one interval record for each reading
 PIECE = 200
+_NUMBERS = count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +40,12 @@ class Size:
     warm_up_s: int
     steady_s: int
     backlog: int
+    drains: int
     kills: int
 
 
-FULL = Size(starts=9, warm_up_s=10, steady_s=120, backlog=10_000, kills=20)
-QUICK = Size(starts=3, warm_up_s=5, steady_s=60, backlog=2_000, kills=4)  # a minute holds one interval's end
+FULL = Size(starts=9, warm_up_s=10, steady_s=120, backlog=10_000, drains=5, kills=20)
+QUICK = Size(starts=3, warm_up_s=5, steady_s=60, backlog=2_000, drains=1, kills=4)  # a minute holds one interval's end
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +95,9 @@ def start_seconds(program: Program, meter: Meter, runs: int) -> float:
     """Median time from the process's start to the first request that the meter answers; file cache warm."""
     times: list[float] = []
     for _ in range(runs + 1):
-        count = len(meter.answered_s)
+        before = len(meter.answered_s)
         begun_s = program.start()
-        times.append(meter.wait_beyond(count) - begun_s)
+        times.append(meter.wait_beyond(before) - begun_s)
         time.sleep(0.5)
         program.end(SIGKILL)
     return statistics.median(times[1:])
@@ -110,7 +112,7 @@ def steady(pairs: list[tuple[Program, Meter]], size: Size) -> list[Usage]:
         program.start()
     for program, meter in pairs:
         meter.wait_beyond(len(meter.answered_s))
-        assert program.pid
+        program.check()
     time.sleep(size.warm_up_s)
     before = [_sample(program, meter) for program, meter in pairs]
     time.sleep(size.steady_s)
@@ -136,37 +138,37 @@ def _between(before: Usage, after: Usage) -> Usage:
 # ---- backlog
 
 
-def fill_journal(state_dir: Path, count: int) -> None:
-    """A journal with `count` records that wait: a begin, then intervals of one minute, each of 33 Wh."""
+def fill_journal(state_dir: Path, size: int) -> None:
+    """A journal with `size` records that wait: a begin, then intervals of one minute, each of 33 Wh."""
     now = datetime.now(UTC).replace(second=0, microsecond=0)
     tariff = Catalogue(load_plans()).in_force(PLAN, now)
     journal = Journal(state_dir / "journal.db", lambda: random.getrandbits(48))
-    start = now - timedelta(minutes=count)
+    start = now - timedelta(minutes=size)
     records = [Record("journal.begun", JournalBegun(software="bench", premises=PREMISES), format_utc(start), "synced")]
-    for number in range(count - 1):
+    for number in range(size - 1):
         begin, end = (format_utc(start + timedelta(minutes=number + step)) for step in (0, 1))
         register_wh = 1_000_000 + 33 * number
         records.append(Record("interval", Interval(
             session="", binding="", pev="", premises=PREMISES, tariff=tariff, rate_reason=None, start=begin, end=end,
             register_start_wh=register_wh, register_end_wh=register_wh + 33, energy_wh=33, flags=[]), end, "synced"))
-    for first in range(0, count, PIECE):
+    for first in range(0, size, PIECE):
         journal.append(records[first:first + PIECE], None)
     journal.close()
 
 
-def fill_database(database: Path, count: int) -> None:
-    """The baseline's database with `count` readings that wait."""
+def fill_database(database: Path, size: int) -> None:
+    """The baseline's database with `size` readings that wait."""
     body = '{"at": 1752636000.1, "power_w": 2000.0, "energy_kwh": 1234.567}'
     with closing(sqlite3.connect(database)) as db:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("CREATE TABLE reading (id INTEGER PRIMARY KEY AUTOINCREMENT, body TEXT NOT NULL)")
-        db.executemany("INSERT INTO reading (body) VALUES (?)", [(body,)] * count)
+        db.executemany("INSERT INTO reading (body) VALUES (?)", [(body,)] * size)
         db.commit()
 
 
 def drain_agent(stage: Stage, size: Size, *, real_gateway: bool) -> Drained:
     """The agent with a full journal meets a broker that comes back, and a utility behind it."""
-    state_dir = stage.state_dir("drain-gateway" if real_gateway else "drain-receiver")
+    state_dir = stage.state_dir(f"drain-{next(_NUMBERS)}")
     fill_journal(state_dir, size.backlog)
     names = [stage.device]
     gateway = receiver = None
@@ -192,7 +194,7 @@ def drain_agent(stage: Stage, size: Size, *, real_gateway: bool) -> Drained:
 
 def drain_baseline(stage: Stage, size: Size) -> Drained:
     """The baseline with a full database meets a broker that comes back."""
-    database = stage.folder / "drain-baseline.db"
+    database = stage.folder / f"drain-{next(_NUMBERS)}.db"
     fill_database(database, size.backlog)
     program = stage.baseline(database, meter := stage.meter())
     query = f"SELECT NOT EXISTS (SELECT 1 FROM reading WHERE id <= {size.backlog})"
@@ -293,22 +295,22 @@ def _judge_baseline(ear: Ear, database: Path, last_id: int) -> Survived:
         waiting = {row[0] for row in db.execute("SELECT id FROM reading")}
     found = Survived(records=len(ear.heard))
     found.lost = sum(number not in ear.heard and number not in waiting for number in range(1, last_id + 1))
-    found.doubled = sum(count - 1 for count in ear.heard.values())
+    found.doubled = sum(times - 1 for times in ear.heard.values())
     return found
 
 
 def _kill_often(program: Program, meter: Meter, kills: int, tell: Tell) -> None:
     chance = random.Random(20)
     for number in range(kills):
-        count = len(meter.answered_s)
+        before = len(meter.answered_s)
         program.start()
         try:
-            meter.wait_beyond(count)
+            meter.wait_beyond(before)
         except StageError:
-            assert program.pid  # raises with its last words when it ended by itself
+            program.check()  # tells its last words when it has ended by itself
             raise
         time.sleep(chance.uniform(0.0, 3.0))
-        assert program.pid
+        program.check()
         program.end(SIGKILL)
         if (number + 1) % 5 == 0:
             tell(f"{number + 1} of {kills} kills")

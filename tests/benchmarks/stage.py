@@ -104,11 +104,17 @@ class Program:
     @property
     def pid(self) -> int:
         """Its process id. Raises StageError when it has ended by itself."""
+        self.check()
         assert self.process is not None
+        return self.process.pid
+
+    def check(self) -> None:
+        """Raises StageError when it is not running."""
+        if self.process is None:
+            raise StageError(f"{Path(self.words[0]).name} was not started")
         if self.process.poll() is not None:
             last = self.log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
             raise StageError(f"{Path(self.words[0]).name} ended with {self.process.returncode}: {last[0]}")
-        return self.process.pid
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> None:
         """It is gone when this returns; killed if it does not go within 10 s."""
@@ -242,7 +248,8 @@ class Stage:
         api = self.program("api", [str(BIN / "evse-cloud"), "--state", str(self.cloud_dir), "api"])
         api.start()
         port = tomllib.loads((self.cloud_dir / "cloud.toml").read_text(encoding="utf-8"))["api"]["port"]
-        until("the API answers", lambda: _listens(port) and api.pid > 0, 30)
+        until("the API answers", lambda: _listens(port), 30)
+        api.check()
         code = json.loads(self._cloud("device", "token", "--premises", PREMISES, "--json"))["code"]
         told = ask("evse-agent", "commission", "--meter-port", "127.0.0.1:502", "--board-port", str(self.board),
                    "--circuit-max-a", "32", "--state-dir", str(self.folder / "charger"), "--config",

@@ -98,13 +98,14 @@ class Bench:
             self.outcomes += self.recorder.on_clock_step(step_s, self.synced)
 
     def _restart(self, down_s: int) -> None:
-        """Only where the running interval began, and its flags, survive."""
-        start, flags = self.recorder.start, self.recorder.flags
+        """Only where the running interval began, where it ends, and its flags survive."""
+        start, boundary, flags = self.recorder.start, self.recorder.boundary, self.recorder.flags
         self.mono_s += down_s
         self.recorder, self.watch = self.new(), ClockWatch()
-        if start is not None:
+        if start is not None and boundary is not None:
             age_ms = max(0, round((self.now().utc - start.utc).total_seconds() * 1000))
-            self.recorder.resume(Reading(start.utc, start.register_wh, self.now().mono_ms - age_ms), set(flags))
+            begun = Reading(start.utc, start.register_wh, self.now().mono_ms - age_ms)
+            self.recorder.resume(begun, boundary, set(flags))
 
     def _price(self, moment: datetime) -> datetime | None:
         return next_clean(moment, self.price_hours * 3600) if self.price_hours else None

@@ -94,6 +94,7 @@ class World:
         self.kill_chance = 0.0
         self.kill_in: int | None = None  # kill after that many more effects
         self._woken_for: tuple[int, int] | None = None
+        self.person_looks = False  # before each start a person looks at the contactor and clears what it is barred for
         self.laws = Laws(self)
 
     # ---- time
@@ -144,6 +145,8 @@ class World:
         assert self.station is None
         journal, place = self.journal, self.place
         kept = None if journal.snapshot is None else Snapshot.model_validate_json(journal.snapshot)
+        if kept is not None and self.person_looks:
+            kept = kept.model_copy(update={"latched": {}})
         tariffs = [TariffDocument.model_validate_json(text) for text in journal.tariffs.values()]
         start = Start(SETTINGS, place.interval_s, place.binding_wait_s, place.charge_without_binding, journal.epoch,
                       journal.last_seq, journal.acked_seq, tariffs, kept)

@@ -160,7 +160,7 @@ class Utility(Plant):
         self._ear.wait("mosquitto runs", lambda line: line.source == "broker" and line.event.endswith(" running"),
                        since, STEP_S, self.crew.check)
 
-    def open(self, with_other: bool = False) -> None:
+    def open(self, with_other: bool = False, interval_min: int = 5) -> None:
         """Found, enrol, start broker and API, commission; the API is not needed any more then."""
         self.found_utility()
         since = self._ear.position
@@ -168,6 +168,8 @@ class Utility(Plant):
         with ThreadPoolExecutor() as hands:
             for done in [hands.submit(self._prepare_broker), hands.submit(self.enrol)]:
                 done.result()
+        if interval_min != 5:
+            self.cloud("enrol", "premises", "--id", "P-1001", "--change", "--interval-min", str(interval_min))
         self.start_broker()
         self.see("the API listens", "api", "api ready", since)
         self.commission()
