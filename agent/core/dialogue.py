@@ -74,7 +74,7 @@ class Dialogue:
             reason = binding.reason or Reason.UTILITY_UNREACHABLE
             return [TellPev(pevlink.Reject(reason=reason, sentence=sentence(reason)))]
         if before is not State.AWAITING_PEV and event.pev != binding.pev:
-            reason = Reason.PEV_MISMATCH
+            reason = Reason.PEV_MISMATCH  # a second link proves no second plug: the first vehicle's binding stands
             return [TellPev(pevlink.Reject(reason=reason, sentence=sentence(reason)))]
         match before:
             case State.AWAITING_PEV:
@@ -164,9 +164,11 @@ class Dialogue:
             applied, reason = False, Reason.UNKNOWN_BINDING
         elif message.interval_s not in wire.INTERVALS_S:
             applied, reason = False, Reason.INTERVAL_NOT_ALLOWED
+        elif message.at < memory.detect_at:
+            applied, reason = False, Reason.STALE  # a newer one was applied
         elif message.id != memory.detect:
             self._set_interval(message.interval_s)
-            memory.detect, memory.detect_set, memory.dirty = message.id, True, True
+            memory.detect, memory.detect_at, memory.dirty = message.id, message.at, True
         ack = wire.EumdAck(device=memory.settings.device, id=self._new_id(), at=format_utc(now.utc), detect=message.id,
                            binding=message.binding, applied=applied, reason=reason, interval_s=memory.interval_s)
         return [Send(ack)]
@@ -176,12 +178,14 @@ class Dialogue:
         self._hello_again_ms = None
         if message.premises != memory.settings.premises:
             return [self._noted(Reason.PREMISES_MISMATCH, message.id, now)]
+        if message.at < memory.params_at:
+            return []  # newer ones are in force
         changed = message.default_tariff != memory.default_tariff
         records = self._metering.edge(now) if changed else []
-        memory.default_tariff, memory.dirty = message.default_tariff, True
+        memory.default_tariff, memory.params_at, memory.dirty = message.default_tariff, message.at, True
         memory.binding_wait_s = message.binding_wait_s
         memory.charge_without_binding = message.charge_without_binding
-        if not memory.detect_set:
+        if not memory.detect:
             self._set_interval(message.interval_s)
         if changed:
             records += self._metering.edge(now)  # closes nothing; from here on the other tariff's prices cut
@@ -200,6 +204,7 @@ class Dialogue:
         records = self._metering.edge(now)
         self._memory.tariffs[document.code, document.version] = tariff
         records += self._metering.edge(now)  # closes nothing; from here on the new prices cut
+        self._memory.dirty = True
         return [*records, KeepTariff(document.code, document.version, document.model_dump_json())]
 
     def _set_interval(self, interval_s: int) -> None:

@@ -174,7 +174,10 @@ class IntervalRecorder:
         return [IntervalClosed(begun.utc, max(end.utc, begun.utc), begun.register_wh, end.register_wh,
                                tuple(sorted(self.flags)))]
 
-    def resume(self, start: Reading, boundary: datetime, flags: set[str]) -> None:
-        """Go on after a restart with the interval that was running; it is flagged."""
+    def resume(self, start: Reading, boundary: datetime | None, flags: set[str]) -> None:
+        """Go on after a restart with the running interval; it is flagged. boundary None: the next clean one."""
         self._begin(Reading(start.utc, start.register_wh, start.mono_ms, "clock-unsynced" not in flags))
-        self.boundary, self.flags = boundary, flags | {"restart"}
+        self.flags = flags | {"restart"}
+        if boundary is not None:
+            priced = self.cut(start.utc)
+            self.boundary = boundary if priced is None else min(boundary, priced)

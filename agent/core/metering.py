@@ -18,6 +18,8 @@ from esci.records import Happening, Interval
 from esci.tariff import next_change
 from esci.units import format_utc, parse_utc
 
+UNKNOWN_AGE_MS = 86_400_000  # so much may have passed that no rise of the register is called a jump
+
 
 def record(kind: str, body: Wire, now: Now) -> Record:
     """A record of this moment, with its clock quality."""
@@ -97,13 +99,18 @@ class Metering:
     def restore(self, kept: KeptInterval | None, now: Now) -> None:
         """Go on from the last written boundary. Energy since then is not lost: the register has it.
 
-        Its age is taken from utc; when the clock was set back meanwhile, the age counts as none.
+        Its age is taken from utc. A beginning in the future means that the clock was set back: nobody knows how long
+        ago the register was read, so the interval begins anew and its energy waits for a person.
         """
         self.recorder.interval_s = self._memory.interval_s
         if kept is None:
             return
         begun = parse_utc(kept.utc)
-        age_ms = max(0, round((now.utc - begun).total_seconds() * 1000))
+        age_ms = round((now.utc - begun).total_seconds() * 1000)
+        if begun > now.utc:
+            anew = Reading(now.utc, kept.register_wh, now.mono_ms - UNKNOWN_AGE_MS)
+            self.recorder.resume(anew, None, {*kept.flags, "clock-stepped", "gap"})
+            return
         start = Reading(begun, kept.register_wh, now.mono_ms - age_ms)
         self.recorder.resume(start, parse_utc(kept.boundary), set(kept.flags))
 

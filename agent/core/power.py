@@ -80,7 +80,9 @@ class Power:
         return ruling([Limit("circuit", self._memory.settings.circuit_max_ma)], now.mono_ms)
 
     def decide(self, allowed: bool, now: Now) -> list[Effect]:
-        """Ask, open or leave as it is. Called after each event."""
+        """Ask, open or leave as it is. Called after each event; gives no order before the board was read."""
+        if self.bars.get(Reason.BOARD_SILENT) == NOT_HEARD:
+            return []
         if self.bars:
             return self._forbid(now)
         if self.permission is Permission.BARRED:

@@ -93,7 +93,8 @@ class Snapshot(Kept):
     charge_without_binding: bool
     known: dict[str, KnownBinding]
     detect: str
-    detect_set: bool
+    detect_at: str
+    params_at: str
     unanswered: BindAck | None  # sent again until the detection message comes (P1-S1.13)
     latched: dict[Reason, str]  # what bars power until a person has looked
     interval: KeptInterval | None
@@ -112,7 +113,8 @@ class Memory:
     tariffs: dict[tuple[str, str], Tariff] = field(default_factory=dict)
     known: dict[str, KnownBinding] = field(default_factory=dict)
     detect: str = ""  # id of the last detection message that was applied
-    detect_set: bool = False
+    detect_at: str = ""  # when the utility made it; an older one that comes late changes nothing
+    params_at: str = ""
     unanswered: BindAck | None = None
     latched: dict[Reason, str] = field(default_factory=dict)
     session: Session | None = None
@@ -124,7 +126,14 @@ class Memory:
         return self.tariffs.get((ref.code, ref.version))
 
     def ref_in_force(self) -> TariffRef | None:
-        """Which tariff the energy of this moment is on: the binding's, else the premises' default (P1-B4)."""
+        """Which tariff the energy of this moment is on: the binding's, else the premises' default (P1-B4).
+
+        None when that version has not been received: then neither receipt nor bill can know the price.
+        """
+        ref = self._ref()
+        return None if ref is None or self.tariff(ref) is None else ref
+
+    def _ref(self) -> TariffRef | None:
         if self.session is not None and self.binding.state is State.BOUND and self.binding.bound is not None:
             return self.binding.bound.tariff
         return self.default_tariff
@@ -148,15 +157,17 @@ class Memory:
         """The snapshot of this moment."""
         return Snapshot(default_tariff=self.default_tariff, interval_s=self.interval_s,
                         binding_wait_s=self.binding_wait_s, charge_without_binding=self.charge_without_binding,
-                        known=self.known, detect=self.detect, detect_set=self.detect_set, unanswered=self.unanswered,
-                        latched=self.latched, interval=interval, session=self._keep_session())
+                        known=self.known, detect=self.detect, detect_at=self.detect_at, params_at=self.params_at,
+                        unanswered=self.unanswered, latched=self.latched, interval=interval,
+                        session=self._keep_session())
 
     def restore(self, snapshot: Snapshot, mono_ms: int) -> None:
         """Go on as it was. A binding that was under way starts over: its answers were lost with the process."""
         self.default_tariff, self.interval_s = snapshot.default_tariff, snapshot.interval_s
         self.binding_wait_s = snapshot.binding_wait_s
         self.charge_without_binding = snapshot.charge_without_binding
-        self.known, self.detect, self.detect_set = dict(snapshot.known), snapshot.detect, snapshot.detect_set
+        self.known, self.detect = dict(snapshot.known), snapshot.detect
+        self.detect_at, self.params_at = snapshot.detect_at, snapshot.params_at
         self.unanswered, self.latched = snapshot.unanswered, dict(snapshot.latched)
         kept = snapshot.session
         if kept is None:

@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -77,30 +77,33 @@ def main() -> int:
     size = QUICK if asked.quick else FULL
     folder = Path(tempfile.mkdtemp(prefix="plugbind-bench-", dir="/var/tmp"))  # on disk, where /tmp may be memory
     notes: list[str] = []
+    measured: list[Figure] = []
+    stopped = None
     try:
         with Stage(mosquitto, folder) as stage:
             tell("founding a utility, commissioning a charger, starting mosquitto with mutual TLS ...")
             stage.build()
-            measured = measure(stage, size, asked.only or GROUPS, notes)
-    except StageError as error:
-        tell(f"could not go on: {error}")
-        return 2
+            for group in measure(stage, size, asked.only or GROUPS, notes):
+                measured += group
+    except (StageError, TimeoutError) as error:
+        stopped = str(error)
     missed = [figure.name for figure in measured if figure.is_over]
     print(as_json(measured, notes, size) if asked.json else as_table(measured, notes))
+    if stopped is not None:
+        tell(f"could not go on: {stopped}")
+        return 2
     if missed:
         tell(f"over what is wanted: {', '.join(missed)}")
     return 1 if missed else 0
 
 
-def measure(stage: Stage, size: Size, groups: "list[str] | tuple[str, ...]", notes: list[str]) -> list[Figure]:
-    """All figures of the groups, in a fixed order."""
+def measure(stage: Stage, size: Size, groups: Collection[str], notes: list[str]) -> Iterator[list[Figure]]:
+    """The figures of each group, in a fixed order, as they are taken."""
     steps: dict[str, Callable[[Stage, Size, list[str]], list[Figure]]] = {
         "start": measure_start, "steady": measure_steady, "backlog": measure_backlog, "kill": measure_kills}
-    measured: list[Figure] = []
     for name in GROUPS:
         if name in groups:
-            measured += steps[name](stage, size, notes)
-    return measured
+            yield steps[name](stage, size, notes)
 
 
 def measure_start(stage: Stage, size: Size, _: list[str]) -> list[Figure]:

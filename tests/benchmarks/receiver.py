@@ -35,15 +35,26 @@ class Wire:
     key: Path
     ca: Path
 
-    def client(self) -> mqtt.Client:
-        """A client with mutual TLS that is not connected yet."""
-        client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=self.name, clean_session=False)
+    def client(self, *, clean: bool) -> mqtt.Client:
+        """A client with mutual TLS that is not connected yet. `clean`: the broker keeps nothing for it."""
+        client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=self.name, clean_session=clean)
         context = ssl.create_default_context(cafile=str(self.ca))
         context.load_cert_chain(self.cert, self.key)
         client.tls_set_context(context)
         client.reconnect_delay_set(1, 1)
         client.on_socket_open = _answer_at_once
         return client
+
+    def forget(self, wait_s: float = 10.0) -> None:
+        """Let the broker drop what it keeps for this identity, so that the next to use it begins with nothing."""
+        welcome = threading.Event()
+        client = self.client(clean=True)
+        client.on_connect = lambda *_: welcome.set()
+        client.connect("localhost", self.port)
+        client.loop_start()
+        welcome.wait(wait_s)
+        client.disconnect()
+        client.loop_stop()
 
 
 def _answer_at_once(_: mqtt.Client, __: Any, link: Any) -> None:
@@ -100,7 +111,8 @@ class Receiver:
         self.epochs: dict[int, Epoch] = {}
         self.refused: list[str] = []
         self._ready = threading.Event()
-        self._client = wire.client()
+        self._wire = wire
+        self._client = wire.client(clean=False)  # the broker comes and goes
         self._client.on_connect = lambda client, *_: client.subscribe(topics.ALL_UP, qos=1)
         self._client.on_subscribe = lambda *_: self._ready.set()
         self._client.on_message = self._on_message
@@ -113,9 +125,10 @@ class Receiver:
             raise TimeoutError("the receiver cannot reach the broker")
 
     def stop(self) -> None:
-        """Leaves the broker."""
+        """Leaves the broker, which keeps nothing for it."""
         self._client.disconnect()
         self._client.loop_stop()
+        self._wire.forget()
 
     def wait_for(self, enough: Callable[[dict[int, Epoch]], bool], wait_s: float) -> bool:
         """True once enough was accepted."""
@@ -145,7 +158,7 @@ class Ear:
     def __init__(self, wire: Wire, topic: str) -> None:
         self.heard: Counter[int] = Counter()
         self._ready = threading.Event()
-        self._client = wire.client()
+        self._client = wire.client(clean=True)
         self._client.on_connect = lambda client, *_: client.subscribe(topic, qos=1)
         self._client.on_subscribe = lambda *_: self._ready.set()
         self._client.on_message = self._on_message

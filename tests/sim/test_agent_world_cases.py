@@ -420,3 +420,24 @@ def test_a_stop_opens_and_bars() -> None:
     world.run(MINUTE_MS)
     assert world.board.closed
     world.settle()
+
+
+@pytest.mark.req("P1-S2.7")
+def test_a_restart_adopts_a_charging_session_without_opening() -> None:
+    """The board is read before any order: what charged with consent goes on charging."""
+    world = at_home()
+    world.vehicle.plug()
+    world.run(20 * MINUTE_MS)
+    opened: list[int] = []
+    order = world.board.open
+
+    def open_and_tell() -> None:
+        opened.append(world.ms)
+        order()
+
+    world.board.open = open_and_tell  # type: ignore[method-assign]  # the order itself is still carried out
+    world.kill(2_000)
+    world.run(5 * MINUTE_MS)
+    assert world.board.closed
+    assert opened == []
+    world.settle()

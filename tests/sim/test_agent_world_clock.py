@@ -103,3 +103,19 @@ def test_the_receipt_of_a_session_is_the_same_energy_when_the_clock_jumps(step_s
         world.settle()
     assert jumped.laws.ended[0].energy_wh == straight.laws.ended[0].energy_wh
     assert any("clock-stepped" in body.flags for body in jumped.laws.intervals)
+
+
+@pytest.mark.req("P1-N1", "P1-S3.1")
+@pytest.mark.parametrize("back_s", [600, 7200])
+def test_a_clock_set_back_while_the_agent_was_down_makes_no_jump_and_loses_nothing(back_s: int) -> None:
+    """The interval that was running lies in the future then: it begins anew, flagged."""
+    world = charging(Place())
+    world.kill(MINUTE_MS)
+    world.step_clock(-back_s)
+    world.run(HOUR_MS)
+    world.settle()
+    assert not any("jump" in body.flags for body in world.laws.intervals)
+    assert any("clock-stepped" in body.flags for body in world.laws.intervals)
+    (ended,) = world.laws.ended
+    assert ended.energy_wh
+    assert 0 < ended.pending_wh < ended.energy_wh

@@ -26,6 +26,7 @@ from hil.processes import BenchError, Crew, Ear, Heard, ask
 HERE = Path(sys.executable).parent
 STEP_S = 20.0
 WAIT_S = 15.0
+MANY = 1_000_000
 SERVICES = ("observer", "gateway-other")
 
 
@@ -117,6 +118,11 @@ class TidyCrew(Crew):
         super().stop(name)
         self._let_go(name)
 
+    def ended(self, name: str) -> int:
+        """The exit code of a child that is about to end by itself."""
+        self._expected.add(name)
+        return self._children[name].wait(STEP_S)
+
     def _let_go(self, name: str) -> None:
         old = self._children.get(name)
         if old is not None and old.stdin is not None:
@@ -131,9 +137,10 @@ class TidyCrew(Crew):
 class Utility(Plant):
     """The plant with mosquitto and any database; its programs are waited for by what they say."""
 
-    def __init__(self, folder: Path, crew: Crew, ear: Ear, mosquitto: str, database_url: str) -> None:
+    def __init__(self, folder: Path, crew: TidyCrew, ear: Ear, mosquitto: str, database_url: str) -> None:
         """`database_url` empty: SQLite."""
         super().__init__(folder, crew, environment())
+        self.crew: TidyCrew = crew
         self._ear, self._mosquitto, self._database_url = ear, mosquitto, database_url
         self.keys = folder / "clients"
         self.scale = 1
@@ -225,9 +232,9 @@ class Utility(Plant):
         self._ear.poll(what, happened, STEP_S, self.crew.check)
 
     def waiting(self) -> int:
-        """Records that wait for the utility; many while the agent does not say."""
+        """Records that wait for the utility; MANY while the agent does not say."""
         found = self.status().get("journal_waiting")
-        return found if isinstance(found, int) else 1_000_000
+        return found if isinstance(found, int) else MANY
 
     def world_s(self) -> int:
         """Seconds since the simulated world began."""

@@ -158,7 +158,6 @@ def test_a_stale_detection_message_is_noted_and_not_applied() -> None:
     assert noted(effects) == [Reason.STALE] and desk.station.memory.interval_s == 900
 
 
-@pytest.mark.xfail(reason="only the last detection message's id is remembered: an older one is applied again")
 @pytest.mark.req("P1-S1.15", "P1-F18")
 def test_an_older_detection_message_that_comes_again_does_not_undo_the_newer() -> None:
     desk = Desk()
