@@ -172,8 +172,8 @@ def sessions(config: ConfigPath = CONFIG, as_json: Json = False) -> None:
         energy = "unknown" if row.energy_wh is None else kwh(row.energy_wh)
         amount = "" if row.receipt_cents is None else dollars(row.receipt_cents)
         rate = row.program if row.program else f"default: {sentence(row.rate_reason)}" if row.rate_reason else ""
-        unmetered = "  (unmetered: the meter was silent)" if row.unmetered else ""
-        print(f"{row.session:34}{row.began_at:22}{row.ended_at or 'charging':22}{energy:>9}{amount:>8}  {rate}{unmetered}")
+        rate += "  (unmetered: the meter was silent)" if row.unmetered else ""
+        print(f"{row.session:34}{row.began_at:22}{row.ended_at or 'charging':22}{energy:>9}{amount:>8}  {rate}")
 
 
 @app.command()

@@ -7,7 +7,8 @@ KEPT_OUT = ("rich", "sqlite_utils", "fastapi", "sqlalchemy", "uvicorn", "amqtt",
 PROGRAM = """
 import sys
 import agent.cli, agent.runtime
-import agent.adapters.logs, agent.adapters.mqtt, agent.adapters.pevlink, agent.drivers.board_openevse, agent.drivers.meter
+import agent.adapters.logs, agent.adapters.mqtt, agent.adapters.pevlink
+import agent.drivers.board_openevse, agent.drivers.meter
 print(" ".join(name for name in sys.argv[1:] if name in sys.modules))
 """
 

@@ -34,11 +34,12 @@ BINDING_KINDS = ("bind.request", "bind.confirm", "bind.ack", "eumd.detect", "eum
 
 @dataclass(slots=True)
 class Episode:
-    """One plug-in: log lines, messages on the broker, what `status` said while charging; the session's receipt."""
+    """One plug-in: log lines, messages on the broker, status while charging and as people see it; receipt and bill."""
 
     logs: list[Heard]
     messages: list[Seen]
     status: Mapping[str, Any]
+    shown: str
     receipt: Mapping[str, Any] = field(default_factory=dict)
     bill: Mapping[str, Any] = field(default_factory=dict)
 
@@ -145,8 +146,9 @@ class Story:
 
     def _end(self, name: str, vehicle: str, since: int, from_message: int) -> None:
         status = self._plant.status()
+        shown = self._plant.agent("status") if name in ("again", "stranger", "no-meter") else ""
         self._plant.unplug(vehicle)
-        self._episodes[name] = Episode(self._ear.since(since), self._observer.seen()[from_message:], status)
+        self._episodes[name] = Episode(self._ear.since(since), self._observer.seen()[from_message:], status, shown)
 
 
 def _is_minute(line: Heard) -> bool:
@@ -352,6 +354,13 @@ def test_a_meter_pulled_while_charging_bills_what_was_read_and_invents_nothing(t
     assert episode.receipt["unmetered"] is True and episode.bill["metered"] != "metered"
     read = sum(line["energy_wh"] for line in episode.bill["lines"])
     assert 0 < read == episode.receipt["energy_wh"] == episode.bill["posted_wh"] + episode.bill["pending_wh"]
+
+
+@pytest.mark.req("P1-F17", "P1-B6")
+def test_the_charger_shows_a_person_whether_it_is_bound_why_not_and_what_is_unavailable(told: Told) -> None:
+    assert "binding   bound" in told.episodes["again"].shown
+    assert "This vehicle is not enrolled with the utility." in told.episodes["stranger"].shown
+    assert "meter     unavailable, register unavailable" in told.episodes["no-meter"].shown
 
 
 # ---- scenario 3

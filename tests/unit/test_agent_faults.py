@@ -16,8 +16,8 @@ NOW = Now(0, datetime(2025, 7, 16, tzinfo=UTC), synced=True)
 
 def latched(path: Path) -> None:
     snapshot = Snapshot(default_tariff=None, interval_s=900, binding_wait_s=60, charge_without_binding=True, known={},
-                        detect="", detect_at="", params_at="", unanswered=None, latched={Reason.CONTACTOR_WELDED: "seen closed"},
-                        interval=None, session=None)
+                        detect="", detect_at="", params_at="", unanswered=None, interval=None, session=None,
+                        latched={Reason.CONTACTOR_WELDED: "seen closed"})
     journal = Journal(path, lambda: 7)
     journal.append([], snapshot.model_dump_json())
     journal.close()
