@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.adapters.keys import KeyFileError, KeyFolder, load_public, load_signer
+from agent.clocks import Clocks
 from agent.config import AgentConfig
 from agent.core.clock import EARLIEST, Now
 from agent.core.events import BoardFailed, BoardFound, BoardReported, Event
 from agent.drivers.board_openevse import OpenEvseBoard
 from agent.drivers.meter import UnknownModelError, load_map, open_bus, read_meter
 from agent.drivers.modbus import MeterFailedError
-from agent.runtime import Clocks
 from esci.units import kwh
 
 BOARD_WAIT_MS = 15_000

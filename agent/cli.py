@@ -5,59 +5,28 @@ board, journal, agent); 4 the utility refused. Only `run` keeps running; the oth
 """
 
 import json
-import os
-import sys
 from dataclasses import asdict
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated, Any
 
-os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # a charger has none, and looking for them costs its start
-
 import typer
 
-from agent.config import AgentConfig, ConfigError, load
+from agent.clocks import Clocks
+from agent.config import AgentConfig, load
+from agent.errors import CONFIG, CONFIG_VARIABLE, MISSING, CommandError, guarded
 from esci.reasons import sentence
 from esci.units import dollars, kwh
 
-OK, WRONG, MISSING, REFUSED = 0, 2, 3, 4
-ConfigPath = Annotated[Path, typer.Option("--config", "-c", help="agent.toml", envvar="PLUGBIND_AGENT_CONFIG")]
+ConfigPath = Annotated[Path, typer.Option("--config", "-c", help="agent.toml", envvar=CONFIG_VARIABLE)]
 Json = Annotated[bool, typer.Option("--json", help="print JSON, for machines")]
-CONFIG = Path("/etc/plugbind/agent.toml")
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="The edge agent of a smart EV charger.")
 
 
-class CommandError(Exception):
-    """Ends the command with a sentence and an exit code."""
-
-    def __init__(self, text: str, code: int) -> None:
-        super().__init__(text)
-        self.code = code
-
-
 def main() -> None:
-    """Entry point: typed errors become one sentence and an exit code; a bug stays a traceback."""
-    try:
-        app()  # ends in SystemExit: a command's own code, or 2 for a wrong command line
-    except CommandError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.code)
-    except Exception as error:  # the one place: what has a code is said in a sentence, all else crashes loudly
-        from agent.errors import exit_code
-
-        code = exit_code(error)
-        if code is None:
-            raise
-        print(error, file=sys.stderr)
-        sys.exit(code)
-
-
-def _load(path: Path) -> AgentConfig:
-    try:
-        return load(path)
-    except ConfigError as error:
-        raise CommandError(str(error), WRONG) from error
+    """Every command; ends in SystemExit: a command's own code, or 2 for a wrong command line."""
+    guarded(app)
 
 
 def _journal_path(config: AgentConfig) -> Path:
@@ -67,12 +36,12 @@ def _journal_path(config: AgentConfig) -> Path:
 @app.command()
 def run(config: ConfigPath = CONFIG) -> None:
     """Run the agent until it is told to stop (SIGTERM). Started by systemd; logs JSON lines to standard error."""
-    settings = _load(config)
-    from agent.adapters.logs import setup
+    from agent.begin import begin
+
+    begun = begin(config)
     from agent.runtime import run as run_agent
 
-    setup()
-    run_agent(settings)
+    run_agent(config, begun)
 
 
 @app.command()
@@ -85,7 +54,7 @@ def version() -> None:
 def check(config: ConfigPath = CONFIG, probe: Annotated[bool, typer.Option(help="speak with meter and board")] = True,
           as_json: Json = False) -> None:
     """Print the configuration in force, and speak once with meter and board."""
-    settings = _load(config)
+    settings = load(config)
     from agent.checks import check_all
 
     findings = check_all(settings, probe)
@@ -140,7 +109,7 @@ def status(config: ConfigPath = CONFIG, as_json: Json = False) -> None:
     """Show what the running agent sees: pilot, contactor, limit, binding and why, meter, journal."""
     from agent.adapters.status import ask
 
-    text = ask(Path(_load(config).state_dir) / "status.sock")
+    text = ask(Path(load(config).state_dir) / "status.sock")
     if as_json:
         print(text)
         return
@@ -163,7 +132,7 @@ def sessions(config: ConfigPath = CONFIG, as_json: Json = False) -> None:
     """List the sessions in the journal, oldest first."""
     from agent.adapters.journalview import sessions as read_sessions
 
-    rows = read_sessions(_journal_path(_load(config)))
+    rows = read_sessions(_journal_path(load(config)))
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
         return
@@ -182,7 +151,7 @@ def receipt(session: Annotated[str, typer.Argument(help="session id; the last on
     """Print the receipt of a session, computed here with the utility's own arithmetic."""
     from agent.receipts import read_receipt
 
-    found = read_receipt(_journal_path(_load(config)), session)
+    found = read_receipt(_journal_path(load(config)), session)
     if found is None:
         raise CommandError(f"no session {session or 'at all'} in the journal: see `evse-agent sessions`", MISSING)
     print(json.dumps(found.as_json()) if as_json else found.as_text())
@@ -192,13 +161,8 @@ def receipt(session: Annotated[str, typer.Argument(help="session id; the last on
 def clear_faults(config: ConfigPath = CONFIG) -> None:
     """Say that a person has looked: end a weld or bypass fault. Stop the agent first."""
     from agent.faults import clear_faults as clear
-    from agent.runtime import Clocks
 
-    cleared = clear(_journal_path(_load(config)), Clocks("").now())
+    cleared = clear(_journal_path(load(config)), Clocks("").now())
     for text in cleared:
         print(f"cleared: {text}")
     print("start the agent again" if cleared else "no fault is latched")
-
-
-if __name__ == "__main__":
-    main()

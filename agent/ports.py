@@ -1,13 +1,17 @@
 """What the runtime asks of drivers and adapters. Each has two users: the real one and the tests' world."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from agent.core.clock import Now
-from agent.core.effects import Record
 from agent.core.events import Event
-from esci.messages import RecordItem
-from esci.pevlink import ToPev
+
+if TYPE_CHECKING:  # drivers use these ports, and begin before the wire's models are loaded
+    from agent.core.effects import Record
+    from esci.messages import RecordItem
+    from esci.pevlink import ToPev
 
 Post = Callable[[Event], None]  # thread-safe; raises queue.Full when the inbox is full
 Clock = Callable[[], Now]  # both clocks, world time

@@ -1,7 +1,7 @@
 """Joins the station with its devices and the world: the only place that reads clocks and does effects, in one thread.
 
 Drivers and adapters post events from their threads; the loop takes one, lets the station decide, and does what it says,
-records first. Must not decide anything. The meter is started before anything else, so that readings begin at once.
+records first. Must not decide anything. The meter was started before (`agent.begin`), so that readings begin at once.
 """
 
 import logging
@@ -13,15 +13,19 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from agent.adapters import logs
 from agent.adapters.journal import Journal
 from agent.adapters.keys import KeyFolder, load_public, load_signer
+from agent.adapters.mqtt import MqttUplink
+from agent.adapters.pevlink import PevLinkServer
 from agent.adapters.sdnotify import SystemdNotifier
 from agent.adapters.status import StatusServer
-from agent.config import AgentConfig
+from agent.begin import Begun
+from agent.clocks import Clocks
+from agent.config import AgentConfig, load
 from agent.core.clock import Now
 from agent.core.effects import (
     AskToClose,
@@ -53,38 +57,19 @@ from agent.core.events import (
 from agent.core.pilot import Permission
 from agent.core.session import Settings, Snapshot
 from agent.core.station import Start, Station
-from agent.ports import BoardDriver, MeterDriver, PevPort, Uplink
+from agent.drivers.board_openevse import OpenEvseBoard
+from agent.drivers.meter import open_poller
+from agent.ports import BoardDriver, PevPort, Uplink
 from esci import topics
 from esci.messages import BATCH_RECORDS, Records
 from esci.seal import Signer, canonical, seal
 from esci.tariff import TariffDocument
-from esci.timescale import VARIABLE, TimeScale
 from esci.units import format_utc
 
-INBOX_SIZE = 1000
 IDLE_S = 1.0  # longest sleep of the loop, real time: the watchdog is fed from it
 STOP_S = 5.0
 VOLTS = 240
 log = logging.getLogger("agent")
-
-
-class Clocks:
-    """World time, read from the machine's clocks; scaled when PLUGBIND_CLOCK says so."""
-
-    def __init__(self, text: str) -> None:
-        self._scale = TimeScale.parse(text) if text else None
-
-    @property
-    def pace(self) -> float:
-        """Real seconds for each world second."""
-        return 1.0 if self._scale is None else 1 / self._scale.scale
-
-    def now(self) -> Now:
-        """Both clocks at this moment. Unscaled, the kernel's time is trusted once it lies after the year 2024."""
-        mono_s = time.monotonic()
-        if self._scale is None:
-            return Now(int(mono_s * 1000), datetime.now(UTC).replace(microsecond=0), synced=True)
-        return Now(self._scale.mono_ms(mono_s), self._scale.utc(mono_s), synced=True)
 
 
 @dataclass(slots=True)
@@ -247,27 +232,34 @@ class Loop:
         return seen_open or time.monotonic() >= self._stop_at_s
 
 
-def run(config: AgentConfig) -> None:
-    """Run the agent until SIGTERM or SIGINT. Raises the typed errors of drivers and adapters when it cannot start."""
-    clocks = Clocks(os.environ.get(VARIABLE, ""))
-    inbox: queue.Queue[Event] = queue.Queue(INBOX_SIZE)
-    meter = _meter(config, inbox, clocks)
-    meter.start()
-    state_dir = Path(config.state_dir)
-    journal = Journal(state_dir / "journal.db", lambda: secrets.randbits(48))
+def run(path: Path, begun: Begun) -> None:
+    """Run the agent until SIGTERM or SIGINT. Raises the typed errors of config, drivers and adapters."""
+    logs.setup()
     try:
-        station = _station(config, journal, clocks.now())
-        hands = _hands(config, journal, inbox, clocks)
-        _serve(config, station, hands, inbox, clocks)
+        config = load(path)
+        if begun.meter is None:
+            begun.meter = open_poller(config.meter, begun.inbox.put_nowait, begun.clocks.now, begun.clocks.pace)
+            begun.meter.start()
+        _run_with_journal(config, begun)
     finally:
-        meter.stop()
+        if begun.meter is not None:
+            begun.meter.stop()
+
+
+def _run_with_journal(config: AgentConfig, begun: Begun) -> None:
+    journal = Journal(Path(config.state_dir) / "journal.db", lambda: secrets.randbits(48))
+    try:
+        station = _station(config, journal, begun.clocks.now())
+        hands = _hands(config, journal, begun.inbox, begun.clocks)
+        _serve(config, station, hands, begun)
+    finally:
         journal.close()
 
 
-def _serve(config: AgentConfig, station: Station, hands: Hands, inbox: "queue.Queue[Event]", clocks: Clocks) -> None:
+def _serve(config: AgentConfig, station: Station, hands: Hands, begun: Begun) -> None:
     status = StatusServer(Path(config.state_dir) / "status.sock", lambda: hands.latest_state)
     systemd = SystemdNotifier()
-    loop = Loop(station, hands, inbox, clocks.now, clocks.pace)
+    loop = Loop(station, hands, begun.inbox, begun.clocks.now, begun.clocks.pace)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: loop.stop())
     crashes: list[BaseException] = []
@@ -296,17 +288,7 @@ def _serve(config: AgentConfig, station: Station, hands: Hands, inbox: "queue.Qu
         raise crashes[0]
 
 
-def _meter(config: AgentConfig, inbox: "queue.Queue[Event]", clocks: Clocks) -> MeterDriver:
-    from agent.drivers.meter import open_poller
-
-    return open_poller(config.meter, inbox.put_nowait, clocks.now, clocks.pace)
-
-
 def _hands(config: AgentConfig, journal: Journal, inbox: "queue.Queue[Event]", clocks: Clocks) -> Hands:
-    from agent.adapters.mqtt import MqttUplink
-    from agent.adapters.pevlink import PevLinkServer
-    from agent.drivers.board_openevse import OpenEvseBoard
-
     folder = KeyFolder.of(config.state_dir)
     post, device = inbox.put_nowait, config.device
     uplink = MqttUplink(config.uplink, device, folder.tls, load_public(folder.utility_seal), post,

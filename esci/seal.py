@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 _LIMIT = 2**53 - 1
 _ES256 = ec.ECDSA(hashes.SHA256())
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 
 class SealError(Exception):
@@ -60,30 +61,29 @@ def key_id(public: ec.EllipticCurvePublicKey) -> str:
 def _check(value: object, depth: int = 0) -> None:
     if depth > 16:
         raise SealError("the body is nested too deeply")
-    match value:
-        case bool() | None | str():
-            pass
-        case int():
-            if abs(value) > _LIMIT:
-                raise SealError(f"{value} does not fit in 53 bits")
-        case list() | tuple():
-            for item in value:
-                _check(item, depth + 1)
-        case dict():
-            for name, item in value.items():
-                if not isinstance(name, str) or not name.isascii():
-                    raise SealError(f"{name!r} is not a member name")
-                _check(item, depth + 1)
-        case _:
-            raise SealError(f"{type(value).__name__} cannot be sealed")
+    if value is None or isinstance(value, str | bool):
+        return
+    if isinstance(value, int):
+        if abs(value) > _LIMIT:
+            raise SealError(f"{value} does not fit in 53 bits")
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            if not isinstance(name, str) or not name.isascii():
+                raise SealError(f"{name!r} is not a member name")
+            _check(item, depth + 1)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check(item, depth + 1)
+    else:
+        raise SealError(f"{type(value).__name__} cannot be sealed")
 
 
 def canonical(body: Mapping[str, object]) -> bytes:
     """The RFC 8785 bytes of a body. Raises SealError for floats, big integers and lone surrogates."""
-    _check(dict(body))
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    found = dict(body)
+    _check(found)
     try:
-        return text.encode()
+        return _encode(found).encode()
     except UnicodeEncodeError as error:
         raise SealError("the body holds a lone surrogate") from error
 

@@ -17,8 +17,8 @@ from typing import Final, cast
 
 from agent.core.effects import Record
 from esci.messages import BATCH_RECORDS, ClockQuality, RecordItem
-from esci.records import ORIGIN, raw_digest
-from esci.seal import SealError, canonical
+from esci.records import ORIGIN, raw_digest, stored_digest
+from esci.seal import canonical
 
 SCHEMA: Final = 1
 PAGES_MAX: Final = 24_576  # of 4 KiB
@@ -277,12 +277,15 @@ class Journal:
         if found != seq:
             raise self._corrupt(f"record {seq} is missing")
         try:
-            item = RecordItem.model_validate({"kind": kind, "at": at, "clock": clock, "body": json.loads(text)})
-            proof = raw_digest(prev, self._epoch, seq, item.kind, item.at, item.clock, item.body)
-        except (ValueError, SealError) as error:
+            proof = stored_digest(prev, self._epoch, seq, kind, at, clock, text)
+        except UnicodeEncodeError as error:
             raise self._corrupt(f"record {seq} cannot be read") from error
         if proof != digest.hex():
             raise self._corrupt(f"record {seq} is not what was written")
+        try:
+            item = RecordItem.model_validate({"kind": kind, "at": at, "clock": clock, "body": json.loads(text)})
+        except ValueError as error:
+            raise self._corrupt(f"record {seq} cannot be read") from error
         return item, proof
 
     def _thinned(self, acked_seq: int, wanted: int) -> int:

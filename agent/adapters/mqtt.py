@@ -145,8 +145,9 @@ class MqttUplink:
         self._shaken, self._welcome, self._cause = False, False, ""
         client.will_set(topics.state(self._device), self._offline(), qos=1, retain=True)
 
-    def _on_socket_open(self, *_: Any) -> None:
+    def _on_socket_open(self, _: Any, __: Any, connection: Any) -> None:
         self._shaken = True
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an answer must not wait for more to send
 
     def _on_connect_fail(self, *_: Any) -> None:
         self._say_lost(_why_unconnected(self._broker, sys.exc_info()[1]))

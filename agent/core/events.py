@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from agent.core.clock import Now
-from esci.messages import Down
+
+if TYPE_CHECKING:  # drivers use these events, and begin before the wire's models are loaded
+    from esci.messages import Down
 
 
 class Pilot(Enum):
@@ -123,7 +126,7 @@ class UplinkLost:
 class Received:
     """A message of the utility: seal proven, form checked, meant for this device."""
 
-    message: Down
+    message: "Down"
 
 
 @dataclass(frozen=True, slots=True)

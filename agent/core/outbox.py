@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from agent.core.effects import Forget, SendBatch
 
-BATCH = 100
-WINDOW = 4
+BATCH = 200
+WINDOW = 3
 
 
 @dataclass(slots=True)

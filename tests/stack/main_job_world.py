@@ -6,7 +6,10 @@ first one, and an observer: a client with a certificate of its own that only lis
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pickle
 import ssl
 import sys
 import threading
@@ -15,14 +18,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import paho.mqtt.client as mqtt
+import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from hil.plant import LEAF, Plant, environment
 from hil.processes import BenchError, Crew, Ear, Heard, ask
 
+Made = TypeVar("Made")
 HERE = Path(sys.executable).parent
 STEP_S = 20.0
 WAIT_S = 15.0
@@ -312,5 +317,20 @@ class Account:
 def utility(folder: Path, mosquitto: str, database_url: str = "") -> Iterator[tuple[Utility, Ear]]:
     """A utility whose processes are gone at the end."""
     ear = Ear(lambda _: None)
-    with TidyCrew(ear, folder, environment()) as crew:
+    crew = TidyCrew(ear, folder, environment())
+    with crew:
         yield Utility(folder, crew, ear, mosquitto, database_url), ear
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Made]) -> Made:
+    """What `make` returns for a folder; made once in a test run, however many workers of xdist ask for it."""
+    folder = factory.getbasetemp()
+    root = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kept = root / f"{name}.pickle"
+        if not kept.exists():
+            made = pickle.dumps(make(factory.mktemp(name)))
+            kept.write_bytes(made)
+        found: Made = pickle.loads(kept.read_bytes())
+        return found

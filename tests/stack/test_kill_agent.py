@@ -11,7 +11,6 @@ import os
 import random
 import sqlite3
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 import pytest
 
 from hil.processes import Ear
-from stack.main_job_world import Account, Utility, utility
+from stack.main_job_world import Account, Utility, once, utility
 
 SCALE, KILLS = 150, 6
 BEGIN_UTC = "2025-07-16T01:00:00Z"  # no price changes while this runs
@@ -30,6 +29,7 @@ BEGIN_UTC = "2025-07-16T01:00:00Z"  # no price changes while this runs
 class Survived:
     """What is left after the kills. `adopted`: the session that each restarted agent showed, with its contactor."""
 
+    seed: int
     device: str
     session: str
     adopted: list[tuple[object, object]]
@@ -73,10 +73,16 @@ class Killer:
 
 
 @pytest.fixture(scope="module")
-def survived(tmp_path_factory: pytest.TempPathFactory, mosquitto_bin: str) -> Iterator[Survived]:
+def survived(tmp_path_factory: pytest.TempPathFactory, mosquitto_bin: str) -> Survived:
+    found = once(tmp_path_factory, "kill-agent", lambda folder: _survive(folder, mosquitto_bin))
+    print(f"PLUGBIND_SEED={found.seed}")
+    return found
+
+
+def _survive(folder: Path, mosquitto: str) -> Survived:
     seed = int(os.environ.get("PLUGBIND_SEED") or random.SystemRandom().randrange(1_000_000))
     print(f"PLUGBIND_SEED={seed}")
-    with utility(tmp_path_factory.mktemp("kill"), mosquitto_bin) as (plant, ear):
+    with utility(folder, mosquitto) as (plant, ear):
         plant.open(interval_min=1)
         plant.begin(SCALE, BEGIN_UTC, seed)
         _, since = plant.plug("leaf")
@@ -89,10 +95,10 @@ def survived(tmp_path_factory: pytest.TempPathFactory, mosquitto_bin: str) -> It
             if number == KILLS // 2:
                 killer.kill_gateway()
         plant.unplug("leaf")
-        back = ear.position
-        plant.see("the first idle interval", "agent", "recorded", back, record="interval")
+        plant.see("the first idle interval", "agent", "recorded", ear.position, record="interval")
         plant.drained()
-        yield Survived(plant.device, session, killer.adopted, killer.epochs, plant.account(), _journal(plant.agent_dir))
+        return Survived(seed, plant.device, session, killer.adopted, killer.epochs, plant.account(),
+                        _journal(plant.agent_dir))
 
 
 def _journal(agent_dir: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ test then looks at one law in what an observer on the broker, the programs' logs
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
@@ -22,7 +22,7 @@ from hil.demo import PRICE_CHANGE_UTC
 from hil.plant import LEAF, STRANGER
 from hil.processes import Ear, Heard
 from ledger_postgres import postgres_url
-from stack.main_job_world import STEP_S, Account, Listener, Seen, Utility, utility
+from stack.main_job_world import STEP_S, Account, Listener, Seen, Utility, once, utility
 
 SCALE, SEED = 120, 7
 BEGIN_UTC = "2025-07-16T03:52:00Z"  # 20:52 in Los Angeles: eight minutes before the price changes
@@ -160,16 +160,19 @@ def _is_minute(line: Heard) -> bool:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory, mosquitto_bin: str, postgres_bin: Path) -> Iterator[Told]:
-    folder = tmp_path_factory.mktemp("main-job")
-    with postgres_url(postgres_bin) as url, utility(folder, mosquitto_bin, url) as (plant, ear):
+def told(tmp_path_factory: pytest.TempPathFactory, mosquitto_bin: str, postgres_bin: Path) -> Told:
+    return once(tmp_path_factory, "main-job", lambda folder: _live(folder, mosquitto_bin, postgres_bin))
+
+
+def _live(folder: Path, mosquitto: str, postgres: Path) -> Told:
+    with postgres_url(postgres) as url, utility(folder, mosquitto, url) as (plant, ear):
         plant.open(with_other=True)
         observer, other = plant.listen("observer", "esci/#"), plant.listen("D-OTHER", "#")
         try:
             found = Story(plant, ear, observer, other).live()
             _trespass(plant, observer, other)
             found.messages, found.heard_by_other = observer.seen(), other.seen()
-            yield found
+            return found
         finally:
             other.close()
             observer.close()

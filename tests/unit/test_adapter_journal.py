@@ -186,7 +186,7 @@ def test_a_missing_folder_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("damage", "sentence"), [
     ("UPDATE record SET body = replace(body, '\"n\":7', '\"n\":8') WHERE seq = 7", "record 7 is not what was written"),
     ("UPDATE record SET at = '2025-07-16T03:20:01Z' WHERE seq = 7", "record 7 is not what was written"),
-    ("UPDATE record SET body = '{' WHERE seq = 7", "record 7 cannot be read"),
+    ("UPDATE record SET body = '{' WHERE seq = 7", "record 7 is not what was written"),
     ("DELETE FROM record WHERE seq = 7", "record 7 is missing"),
     ("UPDATE record SET seq = 99 WHERE seq = 10", "record 10 is missing"),
     ("UPDATE meta SET acked_seq = 11", "do not fit acknowledgement 11"),
