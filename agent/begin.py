@@ -40,7 +40,7 @@ class Begun:
 
 
 def begin(path: Path) -> Begun:
-    """Start to read the meter, if its section allows. Raises ValueError when PLUGBIND_CLOCK cannot be read."""
+    """Start to read the meter, if its section allows. Raises ClockVariableError."""
     clocks = Clocks(os.environ.get(VARIABLE, ""))
     begun = Begun(clocks, queue.Queue(INBOX_SIZE), None)
     wish = read_wish(path)

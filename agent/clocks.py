@@ -5,17 +5,24 @@ from datetime import UTC, datetime
 from typing import Final
 
 from agent.core.clock import Now
-from esci.timescale import TimeScale
+from esci.timescale import VARIABLE, TimeScale
 
 REAL_PACE: Final = 1.0
+
+
+class ClockVariableError(Exception):
+    """PLUGBIND_CLOCK cannot be read; the text says how it must look."""
 
 
 class Clocks:
     """World time, read from the machine's clocks; scaled when PLUGBIND_CLOCK says so."""
 
     def __init__(self, text: str) -> None:
-        """`text`: the variable's value, "" for real time. Raises ValueError for any other that is no scale."""
-        self._scale = TimeScale.parse(text) if text else None
+        """`text`: the variable's value, "" for real time. Raises ClockVariableError when it is no scale."""
+        try:
+            self._scale = TimeScale.parse(text) if text else None
+        except ValueError as error:
+            raise ClockVariableError(f"{VARIABLE} cannot be used: {error}: unset it on a real charger") from error
 
     @property
     def pace(self) -> float:

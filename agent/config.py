@@ -30,11 +30,14 @@ class StationConfig(Section):
     interval_s: Literal[60, 300, 900, 1800, 3600] = Field(default=900, description="until the utility's word, s")
 
 
+_METER_PORT = r"^(/[^\s]+|[A-Za-z0-9._-]+:[0-9]{1,5}|\[[0-9A-Fa-f:.]+\]:[0-9]{1,5})$"
+
+
 class MeterConfig(Section):
     """[meter]"""
 
     model: str = Field(pattern=r"^[a-z0-9_]{1,40}$", description="file name in agent/meters, without .toml")
-    port: str = Field(min_length=1, description="serial device, or host:port for Modbus TCP")
+    port: str = Field(pattern=_METER_PORT, description="serial device /dev/..., or host:port for Modbus TCP")
     unit_id: int = Field(default=1, ge=1, le=247, description="Modbus unit")
     poll_ms: int = Field(default=1000, ge=50, le=3_600_000, description="world time between polls, ms")
     baud: Literal[1200, 2400, 4800, 9600, 19200, 38400, 57600, 115200] | None = Field(

@@ -41,6 +41,7 @@ def exit_code(error: Exception) -> int | None:
     from agent.adapters.mqtt import UplinkError
     from agent.adapters.pevlink import PevLinkError
     from agent.adapters.status import StatusError
+    from agent.clocks import ClockVariableError
     from agent.config import ConfigError
     from agent.drivers.meter import UnknownModelError
 
@@ -51,7 +52,9 @@ def exit_code(error: Exception) -> int | None:
             return REFUSED
         case JournalError() | PevLinkError() | StatusError() | UnreachableError():
             return MISSING
-        case ConfigError() | UnknownModelError() | UplinkError() | KeyFileError() | CommissionError():
+        case ClockVariableError() | ConfigError() | UnknownModelError():
+            return WRONG
+        case UplinkError() | KeyFileError() | CommissionError():
             return WRONG
         case _:
             return None

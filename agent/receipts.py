@@ -41,23 +41,25 @@ class PrintedReceipt:
         for interval, line in self.statement.lines:
             if interval.energy_wh == 0:
                 continue
-            span = f"{interval.start[11:16]}-{interval.end[11:16]} UTC"
+            span = f"{interval.start[11:19]} to {interval.end[11:19]}"
             price = "waits for the utility"
             if line is not None:
-                price = f"{price_text(line)} USD/kWh  {line.period:22}{dollars(line.amount_cents):>8} USD"
+                price = f"{price_text(line)}  {line.period:20}{dollars(line.amount_cents):>8}"
             text.append(f"  {span} {kwh(interval.energy_wh):>9} kWh  {price}")
         if row.energy_wh is None and row.ended_at:
             text.append("  unmetered: the meter was silent, so no energy is stated and none is billed")
         else:
-            text.append(f"  total           {kwh(total.energy_wh):>9} kWh  {dollars(total.total_cents):>40} USD")
+            text.append(f"  {'total':20}  {kwh(total.energy_wh):>9} kWh  {dollars(total.total_cents):>36} USD")
+            if row.unmetered:
+                text.append("  the meter fell silent during the session: later energy is not known and not in the sum")
         if total.pending_wh:
             text.append(f"  {kwh(total.pending_wh)} kWh of it wait for the utility's decision and are not in the sum")
         return "\n".join(text)
 
 
 def price_text(line: Line) -> str:
-    """`0.56368`: USD for a kWh, without floats."""
-    return f"{line.micro_usd_per_kwh // 1_000_000}.{line.micro_usd_per_kwh % 1_000_000:06d}".rstrip("0")
+    """`0.563680`: USD for a kWh, without floats."""
+    return f"{line.micro_usd_per_kwh // 1_000_000}.{line.micro_usd_per_kwh % 1_000_000:06d}"
 
 
 def read_receipt(journal: Path, session: str) -> PrintedReceipt | None:

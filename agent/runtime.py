@@ -68,6 +68,7 @@ from esci.units import format_utc
 
 IDLE_S = 1.0  # longest sleep of the loop, real time: the watchdog is fed from it
 STOP_S = 5.0
+FORGET_S = 0.1
 VOLTS = 240
 log = logging.getLogger("agent")
 
@@ -85,6 +86,20 @@ class Hands:
     now: Callable[[], Now]
     latest_state: str = "{}"
     written_seq: int | None = None
+    forgettable_seq: int = 0
+    forget_at_s: float | None = None
+
+    def forget_if_due(self) -> None:
+        """Tell the journal what it may forget, once for many acknowledgements: a lost one only means a repeat."""
+        if self.forget_at_s is not None and time.monotonic() >= self.forget_at_s:
+            self.forget_now()
+
+    def forget_now(self) -> None:
+        """As `forget_if_due`, at once."""
+        if self.forget_at_s is not None:
+            self.forget_at_s = None
+            self.journal.forget(self.forgettable_seq)
+            log.info("acknowledged", extra={"seq": self.forgettable_seq})
 
     def do(self, effects: Sequence[Effect]) -> None:
         """Do effects in order; records and the snapshot that follow each other in one transaction."""
@@ -123,8 +138,9 @@ class Hands:
             case SendBatch(first_seq=first_seq, count=count):
                 self._send_batch(first_seq, count)
             case Forget(seq=seq):
-                log.info("acknowledged", extra={"seq": seq})
-                self.journal.forget(seq)
+                self.forgettable_seq = seq
+                if self.forget_at_s is None:
+                    self.forget_at_s = time.monotonic() + FORGET_S
             case TellPev(message=to_pev):
                 self.pevlink.tell(to_pev)
             case KeepTariff(code=code, version=tariff_version, document=document):
@@ -200,9 +216,9 @@ class Loop:
     def run_once(self) -> None:
         """Wait for an event or for the wake time; let the station handle it; do what it says."""
         wake_ms = self._station.next_wake_ms()
-        wait_s = IDLE_S
+        wait_s = IDLE_S if self._hands.forget_at_s is None else FORGET_S
         if wake_ms is not None:
-            wait_s = min(IDLE_S, max(0.0, (wake_ms - self._clock().mono_ms) / 1000 * self._pace))
+            wait_s = min(wait_s, max(0.0, (wake_ms - self._clock().mono_ms) / 1000 * self._pace))
         event: Event
         if self._is_stopping and self._stop_at_s is None:
             event, self._stop_at_s = StopAsked(), time.monotonic() + STOP_S
@@ -211,6 +227,7 @@ class Loop:
                 event = self._inbox.get(timeout=wait_s)
             except queue.Empty:
                 event = Woke()
+        self._hands.forget_if_due()
         now = self._clock()
         self._log.tell(event)
         self._hands.do(self._station.handle(event, now))
@@ -280,6 +297,7 @@ def _serve(config: AgentConfig, station: Station, hands: Hands, begun: Begun) ->
         loop.run(systemd.alive)
     finally:
         systemd.stopping()
+        hands.forget_now()
         hands.board.open_contactor()
         for part in reversed(parts):
             part.stop()

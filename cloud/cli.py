@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import pwd
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -132,7 +133,7 @@ def broker_config(context: typer.Context, out: Annotated[Path, typer.Option(help
     export(out, {"mosquitto.conf": brokerconf.mosquitto_conf(plan).encode(),
                  "acl": brokerconf.mosquitto_acl(pki.services()).encode()})
     export(out / "data", {})
-    typer.echo(f"mosquitto -c {out / 'mosquitto.conf'}")
+    typer.echo(shlex.join(["mosquitto", "-c", str(out / "mosquitto.conf")]))
 
 
 @app.command()
@@ -311,12 +312,16 @@ def bill(
 ) -> None:
     """Print the statement of some premises."""
     from cloud.billing import service as billing
+    from cloud.billing.core import as_text
 
     with _work(_database(context)) as session:
         if enrolment.get_premises(session, premises) is None:
             raise RefusedError(f"there are no premises {premises!r}: see what was enrolled")
         found = billing.statement(session, premises)
-    show(found, as_json)
+    if as_json:
+        show(found, as_json)
+    else:
+        typer.echo(as_text(found))
 
 
 @app.command()

@@ -34,8 +34,12 @@ def demo(
 ) -> None:
     """Show the main job in about 90 seconds: plug in, bind, meter, sync, bill."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    folder = (keep or Path(tempfile.mkdtemp(prefix="plugbind-demo-"))).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder = (keep or Path(tempfile.mkdtemp(prefix="plugbind-demo-"))).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"evse-hil: {keep or 'the temporary folder'} cannot be made: {error.strerror}.", file=sys.stderr)
+        raise typer.Exit(2) from error
     ok = False
     try:
         ok = _tell(folder, plain or not sys.stdout.isatty(), scale, seed)

@@ -3,6 +3,7 @@
 Each child gets its own session, dies with this process (prctl, Linux), and its log lines go to one `Ear`.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -112,6 +113,7 @@ class Crew:
     def start(self, name: str, command: Sequence[str], extra: Mapping[str, str] | None = None) -> None:
         """Start a child; its standard error (and output) is heard line by line and kept in FOLDER/NAME.log."""
         self._expected.discard(name)
+        self._let_go(name)
         child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env=self._environment | dict(extra or {}), start_new_session=True, preexec_fn=_die_with_parent)
@@ -148,6 +150,7 @@ class Crew:
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+        self._let_go(name)
 
     def check(self) -> None:
         """Raises BenchError when a child ended that nobody stopped."""
@@ -156,8 +159,15 @@ class Crew:
             if code is not None and name not in self._expected:
                 raise BenchError(f"{name} ended by itself with code {code}: see {self._folder / (name + '.log')}")
 
+    def _let_go(self, name: str) -> None:
+        """Close the pipe to a child that is gone."""
+        old = self._children.get(name)
+        if old is not None and old.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                old.stdin.close()
+
     def _listen(self, name: str, stream: IO[str]) -> None:
-        with (self._folder / f"{name}.log").open("a", encoding="utf-8") as kept:
+        with stream, (self._folder / f"{name}.log").open("a", encoding="utf-8") as kept:
             for line in stream:
                 kept.write(line)
                 kept.flush()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from agent.core.effects import Forget, SendBatch
 
 BATCH = 200
-WINDOW = 3
+WINDOW = 8
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from cloud.metering.core import DeviceEnergy, IntervalView, SessionView
+from esci.units import dollars, kwh
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,3 +180,35 @@ def _without_records(one: IntervalView) -> SessionView:
         unmetered=False,
         unbound_reason="",
     )
+
+
+def as_text(found: Statement) -> str:
+    """The statement for people: each session with its intervals, times in UTC."""
+    lines = [f"Statement of premises {found.premises_id}"]
+    for session in found.sessions:
+        if session.session or session.posted_wh or session.pending_wh:
+            lines += _session_lines(session)
+    lines.append(f"total {kwh(found.posted_wh)} kWh, {dollars(found.cents)} USD")
+    lines += [f"  account {account}: {dollars(cents)} USD" for account, cents in found.by_account]
+    if found.pending_wh:
+        lines.append(f"  {kwh(found.pending_wh)} kWh wait in the exception queue and are not in the sum")
+    return "\n".join(lines)
+
+
+def _session_lines(session: SessionStatement) -> list[str]:
+    why = f"  default rate: {session.unbound_reason}" if session.unbound_reason else ""
+    name = f"session {session.session[:8]}" if session.session else "between sessions"
+    lines = [f"{name}  {session.begun_at} to {session.ended_at or 'now'}  {session.metered}{why}"]
+    for line in session.lines:
+        if line.energy_wh == 0:
+            continue
+        price = f"in doubt: {line.reason}"
+        if line.cents is not None and line.price_micro_usd_per_kwh is not None:
+            usd = f"{line.price_micro_usd_per_kwh // 1_000_000}.{line.price_micro_usd_per_kwh % 1_000_000:06d}"
+            price = f"{usd}  {line.period or '':20}{dollars(line.cents):>8}"
+        lines.append(f"  {line.start[11:19]} to {line.end[11:19]}  {kwh(line.energy_wh):>9} kWh  {price}")
+    total = "no amount: the meter was silent" if session.cents is None else f"{dollars(session.cents):>73}"
+    lines.append(f"  {total}")
+    if session.receipt_matches is False:
+        lines.append(f"  the charger's receipt said {dollars(session.receipt_cents or 0)} USD: see the exception queue")
+    return lines

@@ -1,5 +1,7 @@
 """Posts entries once and adds the accounts up. It must not rate, and never commits (P1-S3.3)."""
 
+from collections.abc import Sequence
+
 from sqlalchemy.orm import Session
 
 from cloud.ledger import store
@@ -8,13 +10,24 @@ from cloud.ledger.core import AccountBalance, ConflictError, Entry, TrialBalance
 
 def post(session: Session, entry: Entry) -> bool:
     """True when posted now, False when these very lines were posted before. Raises ConflictError for other lines."""
-    known = store.lines_of(session, entry.key)
-    if not known:
-        store.add(session, entry)
-        return True
-    if known != entry.lines:
-        raise ConflictError(f"{entry.key}: posted before with other lines; nothing was changed")
-    return False
+    return post_all(session, (entry,)) == 1
+
+
+def post_all(session: Session, entries: Sequence[Entry]) -> int:
+    """How many were posted now; each of the others was posted before with these very lines.
+
+    Raises ConflictError when one was posted with other lines, and then none is posted.
+    """
+    known = store.lines_of(session, [entry.key for entry in entries])
+    new: list[Entry] = []
+    for entry in entries:
+        if entry.key not in known:
+            known[entry.key] = entry.lines
+            new.append(entry)
+        elif known[entry.key] != entry.lines:
+            raise ConflictError(f"{entry.key}: posted before with other lines; nothing was changed")
+    store.add(session, new)
+    return len(new)
 
 
 def trial_balance(session: Session) -> TrialBalance:

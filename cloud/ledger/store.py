@@ -1,40 +1,34 @@
 """Every query on the ledger. Imported by cloud.ledger only."""
 
-from sqlalchemy import func, select
+from collections.abc import Sequence
+from typing import cast
+
+from sqlalchemy import Table, func, insert, select
 from sqlalchemy.orm import Session
 
 from cloud.ledger.core import Charged, Entry, Line
 from cloud.ledger.tables import LedgerLineRow
 
-
-def lines_of(session: Session, key: str) -> tuple[Line, ...]:
-    """The lines posted under a key, in order; none when it was never posted."""
-    rows = session.scalars(select(LedgerLineRow).where(LedgerLineRow.key == key).order_by(LedgerLineRow.line))
-    return tuple(_line(row) for row in rows)
+_TABLE = cast(Table, LedgerLineRow.__table__)
+_KEYS_AT_ONCE = 500  # a statement takes a bounded number of values
 
 
-def add(session: Session, entry: Entry) -> None:
-    """Write the entry's lines; the primary key refuses a second time."""
-    for number, line in enumerate(entry.lines):
-        charged = line.charged
-        session.add(
-            LedgerLineRow(
-                key=entry.key,
-                line=number,
-                at=entry.at,
-                memo=entry.memo,
-                debit_account=line.debit_account,
-                credit_account=line.credit_account,
-                amount_cents=line.amount_cents,
-                tariff_code=charged.tariff_code,
-                tariff_version=charged.tariff_version,
-                period=charged.period,
-                price_micro_usd_per_kwh=charged.price_micro_usd_per_kwh,
-                energy_wh=charged.energy_wh,
-                session=charged.session,
-            )
-        )
-    session.flush()
+def lines_of(session: Session, keys: Sequence[str]) -> dict[str, tuple[Line, ...]]:
+    """The lines posted under each key, in order; a key that was never posted is not among them."""
+    found: dict[str, tuple[Line, ...]] = {}
+    for place in range(0, len(keys), _KEYS_AT_ONCE):
+        asked = keys[place:place + _KEYS_AT_ONCE]
+        query = select(LedgerLineRow).where(LedgerLineRow.key.in_(asked))
+        for row in session.scalars(query.order_by(LedgerLineRow.key, LedgerLineRow.line)):
+            found[row.key] = (*found.get(row.key, ()), _line(row))
+    return found
+
+
+def add(session: Session, entries: Sequence[Entry]) -> None:
+    """Write the entries' lines; the primary key refuses a second time."""
+    rows = [_row(entry, number, line) for entry in entries for number, line in enumerate(entry.lines)]
+    if rows:
+        session.execute(insert(_TABLE), rows)
 
 
 def debits(session: Session) -> dict[str, int]:
@@ -62,3 +56,22 @@ def _line(row: LedgerLineRow) -> Line:
         row.tariff_code, row.tariff_version, row.period, row.price_micro_usd_per_kwh, row.energy_wh, row.session
     )
     return Line(row.debit_account, row.credit_account, row.amount_cents, charged)
+
+
+def _row(entry: Entry, number: int, line: Line) -> dict[str, str | int]:
+    charged = line.charged
+    return {
+        "key": entry.key,
+        "line": number,
+        "at": entry.at,
+        "memo": entry.memo,
+        "debit_account": line.debit_account,
+        "credit_account": line.credit_account,
+        "amount_cents": line.amount_cents,
+        "tariff_code": charged.tariff_code,
+        "tariff_version": charged.tariff_version,
+        "period": charged.period,
+        "price_micro_usd_per_kwh": charged.price_micro_usd_per_kwh,
+        "energy_wh": charged.energy_wh,
+        "session": charged.session,
+    }

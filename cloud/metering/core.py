@@ -13,6 +13,7 @@ from cloud.enrolment.core import Premises
 from esci.messages import RecordItem, Records
 from esci.reasons import SENTENCES, Reason
 from esci.records import ORIGIN, Interval, digest, doubt
+from esci.seal import canonical
 from esci.units import REGISTER_LIMIT_WH, parse_utc
 
 LONGEST_S = 31 * 86_400
@@ -29,10 +30,11 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class NewRecord:
-    """A record that follows from the one before it."""
+    """A record that follows from the one before it, and the canonical text of its body."""
 
     seq: int
     item: RecordItem
+    body: str
     digest: str
 
 
@@ -67,7 +69,7 @@ def examine(batch: Records, stream: Stream, stored: Mapping[int, tuple[RecordIte
     for item in batch.records[max(0, stream.next_seq - batch.first_seq):]:
         seq = stream.next_seq + len(found)
         link = digest(link, batch.epoch, seq, item)
-        found.append(NewRecord(seq, item, link))
+        found.append(NewRecord(seq, item, canonical(item.body).decode(), link))
     return Taken(tuple(found))
 
 

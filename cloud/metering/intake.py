@@ -63,7 +63,7 @@ class Intake:
             known = SessionRow(
                 device_id=self.source.device_id, session=session_id, premises_id=self.premises.premises_id
             )
-            self._session.add(known)
+            store.add(self._session, known)
         self._charging[session_id] = known
         return known
 

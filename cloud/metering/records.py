@@ -9,20 +9,27 @@ from typing import cast
 from zoneinfo import ZoneInfo
 
 from pydantic import ValidationError
-from sqlalchemy.orm import Session
 
-from cloud.binding import service as binding
 from cloud.enrolment.core import Premises
-from cloud.ledger import service as ledger
 from cloud.ledger.core import Charged, energy_charge
-from cloud.metering import store
-from cloud.metering.core import Circumstances, Doubt, Payer, Span, judge, running_key, span
-from cloud.metering.tables import ExceptionRow, IntervalRow, MeterRow, NoticeRow, SessionRow
-from cloud.rating.service import Catalogue, Rated, rate_interval
-from esci.messages import RecordItem, Wire
+from cloud.metering.core import (
+    Circumstances,
+    Doubt,
+    ExceptionView,
+    IntervalView,
+    NewRecord,
+    Payer,
+    Span,
+    judge,
+    running_key,
+    span,
+)
+from cloud.metering.intake import Intake
+from cloud.metering.tables import NoticeRow, SessionRow
+from cloud.rating.service import Rated
+from esci.messages import Wire
 from esci.reasons import Reason
 from esci.records import BODIES, Happening, Interval, SessionBegun, SessionBound, SessionEnded, SessionUnbound
-from esci.seal import canonical
 from esci.tariff import Usage
 from esci.units import dollars
 
@@ -30,70 +37,59 @@ UNMETERED = "A session could not be metered. Its energy is on the premises' own 
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a record stands, and when it was taken (UTC text)."""
+class Clerk:
+    """What every handler needs: the record's place in the journal, and the intake that it is taken in."""
 
-    device_id: str
-    epoch: int
+    intake: Intake
     seq: int
-    now: str
+    at: str
+
+    @property
+    def premises(self) -> Premises:
+        """The charger's premises."""
+        return self.intake.premises
 
     @property
     def key(self) -> str:
         """The record's name in ledger and exception queue."""
-        return f"{self.device_id}:{self.epoch}:{self.seq}"
-
-
-@dataclass(frozen=True, slots=True)
-class Clerk:
-    """What every handler needs."""
-
-    session: Session
-    place: Place
-    premises: Premises
-    catalogue: Catalogue
-    at: str
+        source = self.intake.source
+        return f"{source.device_id}:{source.epoch}:{self.seq}"
 
     def doubt(self, doubt: Doubt, energy_wh: int | None = None) -> None:
         """Put the record into the exception queue."""
-        key = f"record:{doubt.reason}:{self.place.key}"
-        place = self.place
-        row = ExceptionRow(
-            key=key,
-            device_id=place.device_id,
-            epoch=place.epoch,
-            seq=place.seq,
-            reason=doubt.reason,
-            detail=doubt.detail[:300],
-            energy_wh=energy_wh,
-            at=place.now,
+        source = self.intake.source
+        self.intake.add_exception(
+            ExceptionView(
+                key=f"record:{doubt.reason}:{self.key}",
+                device_id=source.device_id,
+                epoch=source.epoch,
+                seq=self.seq,
+                reason=doubt.reason.value,
+                detail=doubt.detail[:300],
+                energy_wh=energy_wh,
+                at=source.now,
+            )
         )
-        store.add_once(self.session, row, key)
 
     def row(self, session_id: str) -> SessionRow:
         """The session's row, made when this is its first record."""
-        known = store.charging_session(self.session, self.place.device_id, session_id)
-        if known is None:
-            known = SessionRow(
-                device_id=self.place.device_id, session=session_id, premises_id=self.premises.premises_id
-            )
-            store.add(self.session, known)
-        return known
+        return self.intake.charging_session(session_id)
 
 
-def take(session: Session, item: RecordItem, place: Place, premises: Premises, catalogue: Catalogue) -> None:
+def take(intake: Intake, record: NewRecord) -> None:
     """Do what the record says; the record itself is stored already."""
-    clerk = Clerk(session, place, premises, catalogue, item.at)
-    model = BODIES.get(item.kind)
+    clerk = Clerk(intake, record.seq, record.item.at)
+    kind = record.item.kind
+    model = BODIES.get(kind)
     if model is None:
-        clerk.doubt(Doubt(Reason.BODY_INVALID, f"there is no record kind {item.kind}"))
+        clerk.doubt(Doubt(Reason.BODY_INVALID, f"there is no record kind {kind}"))
         return
     try:
-        body = model.model_validate_json(canonical(item.body))
+        body = model.model_validate_json(record.body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        clerk.doubt(Doubt(Reason.BODY_INVALID, f"{item.kind}: {where}: {first['msg']}"))
+        clerk.doubt(Doubt(Reason.BODY_INVALID, f"{kind}: {where}: {first['msg']}"))
         return
     handler = _HANDLERS.get(model)
     if handler is not None:
@@ -133,27 +129,27 @@ def _on_ended(clerk: Clerk, body: SessionEnded) -> None:
     row.energy_wh, row.pending_wh, row.receipt_cents = body.energy_wh, body.pending_wh, body.receipt_cents
     if body.unmetered:
         _notify_unmetered(clerk, body.session)
-    billed_cents = store.posted_cents(clerk.session, clerk.place.device_id, body.session)
+    billed_cents = clerk.intake.posted_cents(body.session)
     if body.receipt_cents is not None and body.receipt_cents != billed_cents:
         said, billed = dollars(body.receipt_cents), dollars(billed_cents)
         clerk.doubt(Doubt(Reason.CONFLICT, f"receipt: the charger showed {said} USD, {billed} USD is billed"))
 
 
 def _notify_unmetered(clerk: Clerk, session_id: str) -> None:
-    key = f"unmetered:{clerk.place.device_id}:{session_id}"
-    row = NoticeRow(
-        key=key,
-        account_id=clerk.premises.account_id,
-        premises_id=clerk.premises.premises_id,
-        session=session_id,
-        text=UNMETERED,
-        at=clerk.place.now,
+    clerk.intake.notify_once(
+        NoticeRow(
+            key=f"unmetered:{clerk.intake.source.device_id}:{session_id}",
+            account_id=clerk.premises.account_id,
+            premises_id=clerk.premises.premises_id,
+            session=session_id,
+            text=UNMETERED,
+            at=clerk.intake.source.now,
+        )
     )
-    store.add_once(clerk.session, row, key)
 
 
 def _on_happening(clerk: Clerk, body: Happening) -> None:
-    meter = store.meter(clerk.session, clerk.place.device_id)
+    meter = clerk.intake.meter
     if body.code is Reason.METER_RESET and meter is not None:
         meter.register_last_wh = None
         meter.resets += 1
@@ -164,11 +160,10 @@ def _on_interval(clerk: Clerk, interval: Interval) -> None:
     if when is None:
         clerk.doubt(Doubt(Reason.BODY_INVALID, "times or registers of the interval cannot be"))
         return
-    bound = binding.bound(clerk.session, interval.binding) if interval.binding else None
-    meter = store.meter(clerk.session, clerk.place.device_id)
-    last_register_wh = None if meter is None else meter.register_last_wh
-    known = Circumstances(clerk.place.device_id, clerk.premises, bound, last_register_wh)
-    decision = judge(interval, when, known)
+    intake = clerk.intake
+    bound = intake.bound(interval.binding) if interval.binding else None
+    last_register_wh = None if intake.meter is None else intake.meter.register_last_wh
+    decision = judge(interval, when, Circumstances(intake.source.device_id, intake.premises, bound, last_register_wh))
     rated: Rated | None = None
     if isinstance(decision, Payer) and interval.energy_wh:
         outcome = _rate(clerk, interval, when)
@@ -178,18 +173,18 @@ def _on_interval(clerk: Clerk, interval: Interval) -> None:
         clerk.doubt(decision, interval.energy_wh)
     elif rated is not None:
         _post(clerk, interval, decision, rated)
-    store.add(clerk.session, _interval_row(clerk, interval, decision, rated))
-    _move_register(clerk, interval, meter)
+    intake.add_interval(_view(clerk, interval, decision, rated))
+    _move_register(intake, interval)
 
 
 def _rate(clerk: Clerk, interval: Interval, when: Span) -> Rated | Doubt:
     ref = interval.tariff
-    tariff = None if ref is None else clerk.catalogue.tariff(ref.code, ref.version)
+    tariff = None if ref is None else clerk.intake.catalogue.tariff(ref.code, ref.version)
     if tariff is None:
         return Doubt(Reason.UNKNOWN_TARIFF, f"{ref.code} {ref.version} is not ours" if ref else "no tariff")
     month = when.start.astimezone(ZoneInfo(clerk.premises.timezone)).strftime("%Y-%m")
-    key = running_key(clerk.place.device_id, interval.session, month)
-    rated = rate_interval(clerk.session, key, tariff, Usage(when.start, when.end, interval.energy_wh))
+    key = running_key(clerk.intake.source.device_id, interval.session, month)
+    rated = clerk.intake.totals.rate(key, tariff, Usage(when.start, when.end, interval.energy_wh))
     if isinstance(rated, Rated):
         return rated
     return Doubt(rated, f"{interval.start} to {interval.end}")
@@ -206,20 +201,18 @@ def _post(clerk: Clerk, interval: Interval, payer: Payer, rated: Rated) -> None:
         energy_wh=interval.energy_wh,
         session=interval.session,
     )
-    key = f"interval:{clerk.place.key}"
-    entry = energy_charge(key, clerk.place.now, payer.account_id, line.amount_cents, charged)
-    added = ledger.post(clerk.session, entry)
-    assert added, f"{key} was posted before its record came"
+    now = clerk.intake.source.now
+    clerk.intake.post(energy_charge(f"interval:{clerk.key}", now, payer.account_id, line.amount_cents, charged))
 
 
-def _interval_row(clerk: Clerk, interval: Interval, decision: Payer | Doubt, rated: Rated | None) -> IntervalRow:
+def _view(clerk: Clerk, interval: Interval, decision: Payer | Doubt, rated: Rated | None) -> IntervalView:
     doubt = decision if isinstance(decision, Doubt) else None
     line = None if rated is None or doubt else rated.line
-    place = clerk.place
-    return IntervalRow(
-        device_id=place.device_id,
-        epoch=place.epoch,
-        seq=place.seq,
+    source = clerk.intake.source
+    return IntervalView(
+        device_id=source.device_id,
+        epoch=source.epoch,
+        seq=clerk.seq,
         session=interval.session,
         premises_id=clerk.premises.premises_id,
         pev_id=interval.pev,
@@ -227,26 +220,22 @@ def _interval_row(clerk: Clerk, interval: Interval, decision: Payer | Doubt, rat
         start=interval.start,
         end=interval.end,
         energy_wh=interval.energy_wh,
-        rate_reason=interval.rate_reason or "",
         outcome="exception" if doubt else "posted",
-        reason=doubt.reason if doubt else "",
+        reason=doubt.reason.value if doubt else "",
+        rate_reason=interval.rate_reason.value if interval.rate_reason else "",
         tariff_code=interval.tariff.code if interval.tariff else "",
         tariff_version=interval.tariff.version if interval.tariff else "",
         period=line.period if line else None,
         price_micro_usd_per_kwh=line.micro_usd_per_kwh if line else None,
-        amount_cents=None if doubt else line.amount_cents if line else 0,
+        cents=None if doubt else line.amount_cents if line else 0,
     )
 
 
-def _move_register(clerk: Clerk, interval: Interval, meter: MeterRow | None) -> None:
-    end_wh = interval.register_end_wh
-    if meter is None:
-        first_wh = interval.register_start_wh
-        meter = MeterRow(device_id=clerk.place.device_id, register_first_wh=first_wh, resets=0)
-        store.add(clerk.session, meter)
-    if end_wh < interval.register_start_wh:
+def _move_register(intake: Intake, interval: Interval) -> None:
+    meter = intake.meter or intake.first_meter(interval.register_start_wh)
+    if interval.register_end_wh < interval.register_start_wh:
         meter.resets += 1
-    meter.register_last_wh = end_wh
+    meter.register_last_wh = interval.register_end_wh
 
 
 _HANDLERS: dict[type[Wire], Callable[[Clerk, Wire], None]] = {

@@ -21,6 +21,7 @@ from cloud.metering.core import (
     examine,
     ordered,
 )
+from cloud.metering.intake import Intake, Source
 from cloud.metering.tables import ExceptionRow, IntervalRow, MeterRow, NoticeRow, RefusedMessageRow, SessionRow
 from cloud.rating.service import Catalogue
 from esci.messages import Records
@@ -46,23 +47,17 @@ def accept(session: Session, batch: Records, premises: Premises, catalogue: Cata
     before = range(max(1, batch.first_seq - 1), min(batch.first_seq + len(batch.records), stream.next_seq))
     found = examine(batch, stream, store.stored(session, batch.device, batch.epoch, before))
     if isinstance(found, Refused):
-        row = ExceptionRow(
-            key=f"{found.reason}:{batch.device}:{batch.epoch}:{found.seq}:{_short_digest(batch)}",
-            device_id=batch.device,
-            epoch=batch.epoch,
-            seq=found.seq,
-            reason=found.reason,
-            detail=found.detail,
-            energy_wh=None,
-            at=now,
-        )
-        store.add_once(session, row, row.key)
+        key = f"{found.reason}:{batch.device}:{batch.epoch}:{found.seq}:{_short_digest(batch)}"
+        place = (batch.device, batch.epoch, found.seq)
+        store.add_exceptions(session, [ExceptionView(key, *place, found.reason.value, found.detail, None, now)])
         return Received(stream.next_seq - 1, 0, found.reason)
     if found.records:
         store.append(session, batch.device, batch.epoch, found.records)
-    for record in found.records:
-        place = records.Place(batch.device, batch.epoch, record.seq, now)
-        records.take(session, record.item, place, premises, catalogue)
+        with session.no_autoflush:  # what is read below was not changed by this transaction
+            intake = Intake(session, Source(batch.device, batch.epoch, now), premises, catalogue)
+            for record in found.records:
+                records.take(intake, record)
+            intake.write()
     return Received(stream.next_seq - 1 + len(found.records), len(found.records), None)
 
 

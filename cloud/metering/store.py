@@ -1,14 +1,16 @@
 """Every query on journals, intervals, sessions and the exception queue. Imported by cloud.metering only."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from dataclasses import asdict
+from typing import TypeVar, cast
 
-from sqlalchemy import func, select
+from sqlalchemy import Table, func, insert, select
 from sqlalchemy.orm import Session
 
 from cloud.db import Base
-from cloud.metering.core import NewRecord, Stream
+from cloud.metering.core import ExceptionView, IntervalView, NewRecord, Stream
 from cloud.metering.tables import (
+    ExceptionRow,
     IntervalRow,
     MeterRow,
     RecordRow,
@@ -17,9 +19,12 @@ from cloud.metering.tables import (
     StreamRow,
 )
 from esci.messages import RecordItem
-from esci.seal import canonical, load
+from esci.seal import load
 
 Row = TypeVar("Row", bound=Base)
+_RECORDS = cast(Table, RecordRow.__table__)
+_INTERVALS = cast(Table, IntervalRow.__table__)
+_EXCEPTIONS = cast(Table, ExceptionRow.__table__)
 
 
 def stream(session: Session, device_id: str, epoch: int) -> Stream:
@@ -41,24 +46,65 @@ def stored(session: Session, device_id: str, epoch: int, seqs: range) -> Mapping
 
 def append(session: Session, device_id: str, epoch: int, records: Sequence[NewRecord]) -> None:
     """Write the records as they came and move the epoch on. The primary key refuses one that is there."""
-    for record in records:
-        item = record.item
-        body = canonical(item.body).decode()
-        session.add(
-            RecordRow(
-                device_id=device_id,
-                epoch=epoch,
-                seq=record.seq,
-                kind=item.kind,
-                at=item.at,
-                clock=item.clock,
-                body=body,
-                digest=record.digest,
-            )
-        )
+    rows = [
+        {
+            "device_id": device_id,
+            "epoch": epoch,
+            "seq": record.seq,
+            "kind": record.item.kind,
+            "at": record.item.at,
+            "clock": record.item.clock,
+            "body": record.body,
+            "digest": record.digest,
+        }
+        for record in records
+    ]
+    session.execute(insert(_RECORDS), rows)
     last = records[-1]
     session.merge(StreamRow(device_id=device_id, epoch=epoch, next_seq=last.seq + 1, digest=last.digest))
     session.flush()
+
+
+def add_intervals(session: Session, intervals: Sequence[IntervalView]) -> None:
+    """Write new intervals, each with its one outcome. The primary key refuses one that is there."""
+    rows = [
+        {
+            "device_id": found.device_id,
+            "epoch": found.epoch,
+            "seq": found.seq,
+            "session": found.session,
+            "premises_id": found.premises_id,
+            "pev_id": found.pev_id,
+            "account_id": found.account_id,
+            "start": found.start,
+            "end": found.end,
+            "energy_wh": found.energy_wh,
+            "rate_reason": found.rate_reason,
+            "outcome": found.outcome,
+            "reason": found.reason,
+            "tariff_code": found.tariff_code,
+            "tariff_version": found.tariff_version,
+            "period": found.period,
+            "price_micro_usd_per_kwh": found.price_micro_usd_per_kwh,
+            "amount_cents": found.cents,
+        }
+        for found in intervals
+    ]
+    if rows:
+        session.execute(insert(_INTERVALS), rows)
+
+
+def add_exceptions(session: Session, exceptions: Sequence[ExceptionView]) -> None:
+    """Write those whose key is not there; the first under a key stands."""
+    first: dict[str, ExceptionView] = {}
+    for found in exceptions:
+        first.setdefault(found.key, found)
+    if not first:
+        return
+    there = frozenset(session.scalars(select(ExceptionRow.key).where(ExceptionRow.key.in_(first))))
+    rows = [asdict(found) for key, found in first.items() if key not in there]
+    if rows:
+        session.execute(insert(_EXCEPTIONS), rows)
 
 
 def add_once(session: Session, row: Base, key: str) -> None:

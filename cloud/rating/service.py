@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from cloud.rating import store
 from cloud.rating.core import choose
+from cloud.rating.tables import RunningTotalRow
 from esci.messages import TariffRef
 from esci.reasons import Reason
 from esci.tariff import Line, Tariff, TariffDocument, Unrateable, Usage, local_date, parse, rate
@@ -48,16 +49,27 @@ class Rated:
     running_nano_usd: int
 
 
-def rate_interval(session: Session, key: str, tariff: Tariff, usage: Usage) -> Rated | Reason:
-    """The rated interval, its total kept under the key; or why it cannot be rated, and then nothing is changed."""
-    before_nano_usd = store.running_nano_usd(session, key)
-    (line,), after_nano_usd = rate(tariff, (usage,), before_nano_usd)
-    if isinstance(line, Unrateable):
-        return line.reason
-    if after_nano_usd >= _RUNNING_LIMIT_NANO_USD:
-        return Reason.METER_JUMP
-    store.set_running(session, key, after_nano_usd)
-    return Rated(line, after_nano_usd)
+class RunningTotals:
+    """The running totals of one transaction: each is read once, under its lock, and written with the next flush."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._rows: dict[str, RunningTotalRow | None] = {}
+
+    def rate(self, key: str, tariff: Tariff, usage: Usage) -> Rated | Reason:
+        """The rated interval, its total kept under the key; or why it cannot be rated, and then nothing is changed."""
+        if key not in self._rows:
+            self._rows[key] = store.running_total(self._session, key)
+        row = self._rows[key]
+        (line,), after_nano_usd = rate(tariff, (usage,), 0 if row is None else row.running_nano_usd)
+        if isinstance(line, Unrateable):
+            return line.reason
+        if after_nano_usd >= _RUNNING_LIMIT_NANO_USD:
+            return Reason.METER_JUMP
+        if row is None:
+            row = self._rows[key] = store.add_running_total(self._session, key)
+        row.running_nano_usd = after_nano_usd
+        return Rated(line, after_nano_usd)
 
 
 def reported(session: Session, device_id: str, refs: Iterable[TariffRef]) -> None:

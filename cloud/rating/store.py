@@ -6,15 +6,16 @@ from sqlalchemy.orm import Session
 from cloud.rating.tables import HeldTariffRow, RunningTotalRow
 
 
-def running_nano_usd(session: Session, key: str) -> int:
-    """The total so far; 0 for a key that nothing was rated under."""
-    row = session.get(RunningTotalRow, key, with_for_update=True)
-    return 0 if row is None else row.running_nano_usd
+def running_total(session: Session, key: str) -> RunningTotalRow | None:
+    """The total so far, locked for this transaction; None for a key that nothing was rated under."""
+    return session.get(RunningTotalRow, key, with_for_update=True)
 
 
-def set_running(session: Session, key: str, nano_usd: int) -> None:
-    """Keep the total for the key's next interval."""
-    session.merge(RunningTotalRow(key=key, running_nano_usd=nano_usd))
+def add_running_total(session: Session, key: str) -> RunningTotalRow:
+    """A total at zero, written with the session's next flush; the primary key refuses a second one."""
+    row = RunningTotalRow(key=key, running_nano_usd=0)
+    session.add(row)
+    return row
 
 
 def held(session: Session, device_id: str) -> frozenset[tuple[str, str]]:

@@ -13,12 +13,12 @@ import pickle
 import ssl
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import paho.mqtt.client as mqtt
 import pytest
@@ -111,32 +111,12 @@ class Listener:
 
 
 class TidyCrew(Crew):
-    """A crew that closes its pipes, so that a test run has no warning."""
-
-    def start(self, name: str, command: Sequence[str], extra: Mapping[str, str] | None = None) -> None:
-        """As the crew does; the pipe to a child of that name before is closed."""
-        self._let_go(name)
-        super().start(name, command, extra)
-
-    def stop(self, name: str) -> None:
-        """As the crew does."""
-        super().stop(name)
-        self._let_go(name)
+    """A crew that also waits for a child that ends by itself."""
 
     def ended(self, name: str) -> int:
         """The exit code of a child that is about to end by itself."""
         self._expected.add(name)
         return self._children[name].wait(STEP_S)
-
-    def _let_go(self, name: str) -> None:
-        old = self._children.get(name)
-        if old is not None and old.stdin is not None:
-            with suppress(BrokenPipeError):
-                old.stdin.close()
-
-    def _listen(self, name: str, stream: IO[str]) -> None:
-        with stream:
-            super()._listen(name, stream)
 
 
 class Utility(Plant):

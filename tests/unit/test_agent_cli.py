@@ -18,7 +18,7 @@ from agent import checks
 from agent.core.clock import Now
 
 EVSE_AGENT = str(Path(sys.executable).parent / "evse-agent")
-COMMANDS = ("run", "check", "commission", "status", "sessions", "receipt", "version")
+COMMANDS = ("run", "check", "commission", "status", "sessions", "receipt", "clear-faults", "version")
 GOOD = """\
 device = "D-1"
 premises = "P-1"
@@ -174,3 +174,17 @@ def test_a_clock_in_1970_is_found_and_said_what_it_means() -> None:
     assert not finding.ok
     assert finding.text.startswith("it is 1970-01-01 here: connect a time server")
     assert checks._clock(Now(0, datetime(2026, 1, 1, tzinfo=UTC), synced=True)).ok
+
+
+def test_a_meter_port_that_is_no_address_is_named(tmp_path: Path) -> None:
+    done = agent("run", "--config", config(tmp_path, f'port = "{tmp_path}/meter"', 'port = "10.0.0.1:"'))
+    assert done.returncode == 2
+    (sentence,) = done.stderr.splitlines()
+    assert "meter.port = '10.0.0.1:'" in sentence
+
+
+def test_a_clock_variable_that_is_no_scale_is_named(tmp_path: Path) -> None:
+    done = agent("run", "--config", config(tmp_path), PLUGBIND_CLOCK="fast")
+    assert done.returncode == 2
+    (sentence,) = done.stderr.splitlines()
+    assert "PLUGBIND_CLOCK" in sentence and "unset it" in sentence
