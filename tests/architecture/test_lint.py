@@ -9,7 +9,7 @@ import pytest
 from architecture.house import PROJECT, ROOT, SCRIPTS, call
 
 COMPOSITION_ROOTS = {
-    "agent/{runtime,cli}.py", "cloud/{main,gateway,jobs,cli,broker}.py", "firmware_sim/cli.py", "hil/**",
+    "agent/{runtime,clocks}.py", "cloud/{main,gateway,jobs,cli,broker}.py", "firmware_sim/cli.py", "hil/**",
     "tests/**", "run",
 }  # fmt: skip
 
