@@ -125,6 +125,7 @@ user {plan.user}
 per_listener_settings false
 allow_anonymous false
 acl_file {plan.out}/acl
+set_tcp_nodelay true
 
 listener {plan.port} {plan.bind}
 cafile {plan.files.authority}

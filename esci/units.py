@@ -1,5 +1,6 @@
 """Units and their only conversions. Energy, current, time and money are integers; floats end here (P1-N1)."""
 
+import re
 from datetime import UTC, datetime
 from typing import NewType
 
@@ -7,6 +8,7 @@ EnergyWh = NewType("EnergyWh", int)
 
 NANO_USD_PER_CENT = 10_000_000
 REGISTER_LIMIT_WH = 100_000_000_000
+_UTC = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})Z")
 
 
 def energy_wh(kwh: float) -> EnergyWh:
@@ -25,9 +27,11 @@ def format_utc(moment: datetime) -> str:
 
 def parse_utc(text: str) -> datetime:
     """The moment that `format_utc` wrote. Raises ValueError for any other form."""
-    if len(text) != 20 or not text.isascii() or text[10] != "T" or text[19] != "Z":
+    found = _UTC.fullmatch(text)
+    if found is None:
         raise ValueError(f"{text!r} is not a UTC time such as 2025-07-16T03:20:00Z")
-    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    year, month, day, hour, minute, second = map(int, found.groups())
+    return datetime(year, month, day, hour, minute, second, tzinfo=UTC)
 
 
 def dollars(cents: int) -> str:

@@ -60,10 +60,9 @@ class Intake:
         if known is None:
             known = store.charging_session(self._session, self.source.device_id, session_id)
         if known is None:
-            known = SessionRow(
-                device_id=self.source.device_id, session=session_id, premises_id=self.premises.premises_id
+            known = store.new_charging_session(
+                self._session, self.source.device_id, session_id, self.premises.premises_id
             )
-            store.add(self._session, known)
         self._charging[session_id] = known
         return known
 
@@ -75,8 +74,8 @@ class Intake:
 
     def posted_cents(self, session_id: str) -> int:
         """Cents of the session's posted intervals, those of this batch so far among them."""
-        self._write_intervals()
-        return store.posted_cents(self._session, self.source.device_id, session_id)
+        waiting = (found.cents or 0 for found in self._intervals if found.session == session_id)
+        return store.posted_cents(self._session, self.source.device_id, session_id) + sum(waiting)
 
     def add_interval(self, interval: IntervalView) -> None:
         """One more interval with its outcome."""
@@ -99,11 +98,8 @@ class Intake:
         posted = ledger.post_all(self._session, self._entries)
         assert posted == len(self._entries), f"{self.source}: an interval was posted before its record came"
         self._entries.clear()
-        self._write_intervals()
+        store.add_intervals(self._session, self._intervals)
+        self._intervals.clear()
         store.add_exceptions(self._session, self._exceptions)
         self._exceptions.clear()
         self._session.flush()
-
-    def _write_intervals(self) -> None:
-        store.add_intervals(self._session, self._intervals)
-        self._intervals.clear()

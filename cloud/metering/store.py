@@ -130,6 +130,24 @@ def charging_session(session: Session, device_id: str, session_id: str) -> Sessi
     return session.get(SessionRow, (device_id, session_id))
 
 
+def new_charging_session(session: Session, device_id: str, session_id: str, premises_id: str) -> SessionRow:
+    """A session of which nothing more is known, written with the next flush."""
+    row = SessionRow(
+        device_id=device_id,
+        session=session_id,
+        premises_id=premises_id,
+        pev_id="",
+        binding_id="",
+        begun_at="",
+        ended_at="",
+        reason="",
+        unmetered=False,
+        unbound_reason="",
+    )
+    session.add(row)
+    return row
+
+
 def refused(session: Session, digest: str) -> RefusedMessageRow | None:
     """The refused message of that digest."""
     return session.get(RefusedMessageRow, digest, with_for_update=True)
