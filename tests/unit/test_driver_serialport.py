@@ -2,9 +2,9 @@
 
 import os
 import tempfile
-import warnings
 import threading
 import tty
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
