@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from architecture.house import PACKAGES, ROOT, SCRIPTS, call
 
 README = (ROOT / "README.md").read_text("utf-8")
 FIRST_30 = "\n".join(README.splitlines()[:30])
-HOPS = (
-    "ModbusBus.read", "decode", "Loop.post", "IntervalRecorder.on_reading", "Station.handle", "Journal.append",
-    "publish", "gateway.on_records", "metering.accept", "ledger.post",
-)  # fmt: skip
+HOPS = {
+    "ModbusBus.read": "agent/drivers/modbus.py", "decode": "agent/drivers/meter.py",
+    "Loop.run_once": "agent/runtime.py", "Station.handle": "agent/core/station.py",
+    "IntervalRecorder.on_reading": "agent/core/intervals.py", "Journal.append": "agent/adapters/journal.py",
+    "MqttUplink.publish": "agent/adapters/mqtt.py", "Desk.handle": "cloud/desk.py",
+    "metering.accept": "cloud/metering/service.py", "ledger.post_all": "cloud/ledger/service.py",
+}  # fmt: skip
 COMMAND = re.compile(r"(?<![\w/-])(evse-[a-z]+) ([a-z][a-z-]*)((?: [a-z][a-z-]*)?)(?=[` ])")
 
 
@@ -27,6 +32,14 @@ def test_the_first_30_lines_name_the_ten_hops_in_their_order() -> None:
     places = [FIRST_30.find(hop) for hop in HOPS]
     assert -1 not in places
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize(("hop", "file"), HOPS.items())
+def test_each_hop_is_found_by_its_name(hop: str, file: str) -> None:
+    text = (ROOT / file).read_text("utf-8")
+    *owner, name = hop.split(".")
+    assert re.search(rf"^ *def {name}\(", text, re.MULTILINE)
+    assert not owner or owner[0] in ("metering", "ledger") or f"class {owner[0]}" in text
 
 
 def test_the_readme_is_short() -> None:
