@@ -61,8 +61,9 @@ from agent.drivers.board_openevse import OpenEvseBoard
 from agent.drivers.meter import open_poller
 from agent.ports import BoardDriver, PevPort, Uplink
 from esci import topics
-from esci.messages import BATCH_RECORDS, Records
-from esci.seal import Signer, canonical, seal
+from esci.messages import BATCH_RECORDS, Message
+from esci.records import batch_text
+from esci.seal import Signer, canonical, seal, seal_canonical
 from esci.tariff import TariffDocument
 from esci.units import format_utc
 
@@ -141,6 +142,8 @@ class Hands:
                 self.forgettable_seq = seq
                 if self.forget_at_s is None:
                     self.forget_at_s = time.monotonic() + FORGET_S
+                if seq == self.journal.last_seq:
+                    self.forget_now()
             case TellPev(message=to_pev):
                 self.pevlink.tell(to_pev)
             case KeepTariff(code=code, version=tariff_version, document=document):
@@ -157,9 +160,9 @@ class Hands:
         """Publish what the journal gives, which may be less than count when records are large."""
         while count > 0:
             prev, items = self.journal.batch(first_seq, min(count, BATCH_RECORDS))
-            message = Records(device=self.device, id=secrets.token_hex(16), at=format_utc(self.now().utc),
-                              epoch=self.journal.epoch, first_seq=first_seq, prev=prev, records=items)
-            self.uplink.publish(topics.up(self.device, "records"), seal(message.model_dump(mode="json"), self.signer))
+            head = Message(device=self.device, id=secrets.token_hex(16), at=format_utc(self.now().utc))
+            body = batch_text(head, self.journal.epoch, first_seq, prev, items)
+            self.uplink.publish(topics.up(self.device, "records"), seal_canonical(body, self.signer))
             first_seq, count = first_seq + len(items), count - len(items)
 
 

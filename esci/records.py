@@ -5,12 +5,13 @@ taken out, put in or changed without a trace. The chain of an epoch starts at `O
 """
 
 import hashlib
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from esci.ids import PremisesId, UtcText
-from esci.messages import ClockQuality, Count, RecordItem, TariffRef, Wire
+from esci.messages import ClockQuality, Count, Message, RecordItem, TariffRef, Wire
 from esci.reasons import Reason
 from esci.seal import canonical
 
@@ -129,6 +130,18 @@ def stored_digest(prev: str, epoch: int, seq: int, kind: str, at: str, clock: st
     """
     text = f'{{"at":"{at}","body":{body_text},"clock":"{clock}","epoch":{epoch},"kind":"{kind}","seq":{seq}}}'
     return hashlib.sha256(prev.encode() + text.encode()).hexdigest()
+
+
+def item_text(kind: str, at: str, clock: str, body_text: str) -> str:
+    """The canonical text of a RecordItem, from its body's canonical text."""
+    return f'{{"at":"{at}","body":{body_text},"clock":"{clock}","kind":"{kind}"}}'
+
+
+def batch_text(head: Message, epoch: int, first_seq: int, prev: str, items: Sequence[str]) -> bytes:
+    """The canonical form of a `Records` message, from its records' canonical texts (`item_text`)."""
+    records = ",".join(items)
+    return (f'{{"at":"{head.at}","device":"{head.device}","epoch":{epoch},"first_seq":{first_seq},"id":"{head.id}",'
+            f'"kind":"records","prev":"{prev}","records":[{records}]}}').encode()
 
 
 def doubt(interval: Interval) -> Reason | None:

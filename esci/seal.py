@@ -90,7 +90,11 @@ def canonical(body: Mapping[str, object]) -> bytes:
 
 def seal(body: Mapping[str, object], signer: Signer) -> bytes:
     """`{"body": ..., "seal": {"alg","kid","sig"}}` as bytes for the wire."""
-    data = canonical(body)
+    return seal_canonical(canonical(body), signer)
+
+
+def seal_canonical(data: bytes, signer: Signer) -> bytes:
+    """As `seal`, for a body that is in canonical form already, as records are in the journal."""
     r, s = decode_dss_signature(signer.sign(data))
     sig = base64.urlsafe_b64encode(r.to_bytes(32, "big") + s.to_bytes(32, "big")).rstrip(b"=").decode()
     head = json.dumps({"alg": "ES256", "kid": signer.kid, "sig": sig}, separators=(",", ":")).encode()

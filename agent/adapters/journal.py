@@ -6,7 +6,6 @@ One connection, one thread. A record takes under 1 kB, the file at most PAGES_MA
 """
 
 import fcntl
-import json
 import logging
 import os
 import sqlite3
@@ -16,8 +15,8 @@ from pathlib import Path
 from typing import Final, cast
 
 from agent.core.effects import Record
-from esci.messages import BATCH_RECORDS, ClockQuality, RecordItem
-from esci.records import ORIGIN, raw_digest, stored_digest
+from esci.messages import BATCH_RECORDS, ClockQuality
+from esci.records import ORIGIN, item_text, raw_digest, stored_digest
 from esci.seal import canonical
 
 SCHEMA: Final = 1
@@ -127,8 +126,10 @@ class Journal:
         """The text last given to `append`; None before the first."""
         return self._snapshot
 
-    def batch(self, first_seq: int, count: int) -> tuple[str, list[RecordItem]]:
+    def batch(self, first_seq: int, count: int) -> tuple[str, list[str]]:
         """The digest before first_seq and up to `count` records from it on, within BATCH_RECORDS and BATCH_BYTES.
+
+        A record comes as the canonical text of its `RecordItem`: what was written is sent, nothing is made anew.
 
         Raises JournalCorruptError when a record is not what was written, JournalError when first_seq is not stored.
         """
@@ -136,7 +137,7 @@ class Journal:
         if not oldest <= first_seq <= self._last_seq:
             raise JournalError(f"{self._path}: record {first_seq} is not stored, only {oldest} to {self._last_seq}")
         before = ORIGIN if first_seq == 1 else self._digest(first_seq - 1)
-        items: list[RecordItem] = []
+        items: list[str] = []
         prev, size = before, 0
         for row in self._read(first_seq, min(count, BATCH_RECORDS)):
             item, prev = self._checked(row, first_seq + len(items), prev)
@@ -271,8 +272,8 @@ class Journal:
             raise self._corrupt(f"record {seq} is missing")
         return bytes(row[0]).hex()
 
-    def _checked(self, row: tuple[int, str, str, str, str, bytes], seq: int, prev: str) -> tuple[RecordItem, str]:
-        """The record and its digest, proven against the one before it."""
+    def _checked(self, row: tuple[int, str, str, str, str, bytes], seq: int, prev: str) -> tuple[str, str]:
+        """The record's text and its digest, proven against the one before it."""
         found, kind, at, clock, text, digest = row
         if found != seq:
             raise self._corrupt(f"record {seq} is missing")
@@ -282,11 +283,7 @@ class Journal:
             raise self._corrupt(f"record {seq} cannot be read") from error
         if proof != digest.hex():
             raise self._corrupt(f"record {seq} is not what was written")
-        try:
-            item = RecordItem.model_validate({"kind": kind, "at": at, "clock": clock, "body": json.loads(text)})
-        except ValueError as error:
-            raise self._corrupt(f"record {seq} cannot be read") from error
-        return item, proof
+        return item_text(kind, at, clock, text), proof
 
     def _thinned(self, acked_seq: int, wanted: int) -> int:
         """The first_seq after thinning a slice towards `wanted`. Record acked_seq stays: the next hangs on it."""

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from agent.adapters.journal import Journal
 from agent.core.effects import Record
-from esci.messages import BATCH_RECORDS
+from esci.messages import BATCH_RECORDS, RecordItem
 from esci.reasons import Reason
 from esci.records import ORIGIN, Happening, digest
 
@@ -38,7 +38,7 @@ def proven(journal: Journal, first_seq: int) -> list[str]:
         assert items
         assert prev is None or before == prev
         prev = before
-        for item in items:
+        for item in map(RecordItem.model_validate_json, items):
             prev = digest(prev, journal.epoch, seq, item)
             detail = item.body["detail"]
             assert isinstance(detail, dict)

@@ -9,8 +9,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esci.records import raw_digest, stored_digest
-from esci.seal import KeySigner, SealError, canonical, load, seal, unseal
+from esci.messages import Message, RecordItem, Records
+from esci.records import batch_text, item_text, raw_digest, stored_digest
+from esci.seal import KeySigner, SealError, canonical, load, seal, seal_canonical, unseal
 
 SIGNER_KEY = ec.generate_private_key(ec.SECP256R1())
 SIGNER = KeySigner(SIGNER_KEY)
@@ -146,3 +147,19 @@ def test_the_digest_of_a_stored_body_is_the_digest_of_the_record(body: dict[str,
     text = canonical(body).decode()
     whole = raw_digest("0" * 64, 7, 3, "event", "2025-07-16T03:20:00Z", "synced", body)
     assert stored_digest(*place, text) == whole
+
+
+@given(st.lists(bodies, min_size=1, max_size=4), st.integers(1, 2**53 - 1), st.integers(0, 2**48))
+def test_a_batch_spliced_from_stored_texts_is_the_canonical_message(
+    found: list[dict[str, object]], first_seq: int, epoch: int
+) -> None:
+    """What the journal wrote is sent as it is; it must be, byte for byte, what the message's model would give."""
+    at = "2025-07-16T03:20:00Z"
+    items = [RecordItem(kind="event", at=at, clock="synced", body=body) for body in found]
+    head = Message(device="evse-1", id="a" * 32, at=at)
+    whole = Records(device=head.device, id=head.id, at=at, epoch=epoch, first_seq=first_seq, prev="0" * 64,
+                    records=items)
+    texts = [item_text("event", at, "synced", canonical(body).decode()) for body in found]
+    spliced = batch_text(head, epoch, first_seq, "0" * 64, texts)
+    assert spliced == canonical(whole.model_dump(mode="json"))
+    assert seal_canonical(spliced, SIGNER).startswith(b'{"body":' + spliced)

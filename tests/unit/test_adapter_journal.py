@@ -22,7 +22,7 @@ from agent.adapters.journal import (
     set_aside,
 )
 from agent.core.effects import Record
-from esci.messages import TariffRef, Wire
+from esci.messages import RecordItem, TariffRef, Wire
 from esci.reasons import Reason
 from esci.records import Happening, Interval, SessionBegun, SessionBound, SessionEnded, digest
 
@@ -65,10 +65,11 @@ def test_an_interval_comes_back_as_it_was_written(journal: Journal) -> None:
                     start="2025-07-16T03:15:00Z", end=AT, register_start_wh=1000, register_end_wh=1500, energy_wh=500,
                     flags=["clock-unsynced"])
     assert journal.append([event(1), Record("interval", body, AT, "unsynced")], '{"a":1}') == 2
-    prev, items = journal.batch(2, 1)
-    assert prev == digest("0" * 64, 1, 1, journal.batch(1, 1)[1][0])
-    assert (items[0].kind, items[0].at, items[0].clock) == ("interval", AT, "unsynced")
-    assert Interval.model_validate(items[0].body | {"rate_reason": None}) == body
+    prev, texts = journal.batch(2, 1)
+    assert prev == digest("0" * 64, 1, 1, RecordItem.model_validate_json(journal.batch(1, 1)[1][0]))
+    item = RecordItem.model_validate_json(texts[0])
+    assert (item.kind, item.at, item.clock) == ("interval", AT, "unsynced")
+    assert Interval.model_validate(item.body | {"rate_reason": None}) == body
 
 
 def test_an_ordinary_record_costs_less_than_a_kilobyte(journal: Journal, path: Path) -> None:

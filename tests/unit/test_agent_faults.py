@@ -1,5 +1,6 @@
 """A weld bars power until a person says so, on a stopped agent, and the clearing is on record."""
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,8 +32,9 @@ def test_a_latched_fault_ends_only_when_a_person_clears_it_and_that_is_recorded(
     journal = Journal(path, lambda: 8)
     text = journal.snapshot()
     assert text is not None and Snapshot.model_validate_json(text).latched == {}
-    _, items = journal.batch(1, 1)
-    assert items[0].body["code"] == "contactor-welded" and items[0].body["detail"] == {"cleared": "by a person"}
+    _, (text,) = journal.batch(1, 1)
+    body = json.loads(text)["body"]
+    assert body["code"] == "contactor-welded" and body["detail"] == {"cleared": "by a person"}
     journal.close()
     assert clear_faults(path, NOW) == []
 
