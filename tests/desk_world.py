@@ -6,6 +6,7 @@ Knows nothing of MQTT. Messages are really sealed, the database is really SQLite
 from __future__ import annotations
 
 import itertools
+import weakref
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -91,6 +92,7 @@ class Utility:
 
     def __init__(self, url: str = "sqlite://") -> None:
         self.engine: Engine = engine_for(url)
+        weakref.finalize(self, self.engine.dispose)  # Python 3.13 tells of a connection that is only let go
         create_schema(self.engine)
         self.now = START
         self._ids = itertools.count(1)
