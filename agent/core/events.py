@@ -76,7 +76,7 @@ class MeterReading:
 
 @dataclass(frozen=True, slots=True)
 class MeterRead:
-    """The meter answered; `read_at` is when the words were read, never later."""
+    """The meter answered; `read_at` is when it was asked: the value is as old as that at most."""
 
     reading: MeterReading
     read_at: Now

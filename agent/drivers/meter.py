@@ -1,7 +1,7 @@
 """The meter: a model is a TOML file, decoding is written once, a thread polls and posts what it read.
 
 Never invents a value: NaN and infinity are None, a register without energy is a failure, and `read_at` is when the
-words came. Decides nothing about sessions. Carries P1-B6 (a lost meter is told, never zero), P1-F20.
+words were asked for. Decides nothing about sessions. Carries P1-B6 (a lost meter is told, never zero), P1-F20.
 
 Blocks: all points of an SDM630 lie in 0x0000..0x0049, one request of 74 registers, 170 ms of wire at 9600 baud. When
 polls come faster than FAST_POLL_MS of real time, only energy and power are asked for (22 registers, 60 ms), and
@@ -154,7 +154,10 @@ class MeterReader:
         self._across_gaps = True
 
     def read(self, clock: Callable[[], Now], *, full: bool = True) -> tuple[MeterReading, Now]:
-        """One reading and when its energy was read. Not full: energy and power only. Raises MeterFailedError."""
+        """One reading and when its energy was asked for: the register held it then or a moment later, never before.
+
+        Not full: energy and power only. Raises MeterFailedError.
+        """
         try:
             return self._read(clock, full)
         except BlockRefusedError:
@@ -178,9 +181,10 @@ class MeterReader:
         values: dict[str, int | None] = {}
         read_at: Now | None = None
         for block in plan_blocks(points, wanted, self._limit, across_gaps=self._across_gaps):
+            asked_at = clock()  # before, not after: on a slow line the answer is older than its arrival
             words = self._bus.read(self._unit_id, self._map.function_code, block.address, block.count)
             if "energy_import" in block.names:
-                read_at = clock()
+                read_at = asked_at
             for name in block.names:
                 start = points[name].address - block.address
                 values[name] = decode(points[name], words[start:start + points[name].registers], self._map.word_order)
@@ -194,7 +198,7 @@ class MeterReader:
 
 
 def read_meter(bus: ModbusBus, meter_map: MeterMap, unit_id: int, clock: Clock) -> tuple[MeterReading, Now]:
-    """One full reading and when it was read. Raises MeterFailedError."""
+    """One full reading and when it was asked for. Raises MeterFailedError."""
     return MeterReader(bus, meter_map, unit_id).read(clock)
 
 

@@ -70,6 +70,33 @@ def test_full_reading_is_one_request(peer: TcpPeer) -> None:
     assert peer.registers.asked == [(4, 0, 74)]
 
 
+class TickingRegisters(Registers):
+    """A register that counts 1 Wh for each millisecond since it was made, as a meter under load does."""
+
+    def __init__(self, elapsed_ms: Callable[[], int]) -> None:
+        super().__init__()
+        self._elapsed_ms = elapsed_ms
+
+    def answer(self, pdu: bytes) -> tuple[str, bytes]:
+        """As the others; the value is that of the moment of the request."""
+        self.put(0x48, self._elapsed_ms() / 1000)
+        return super().answer(pdu)
+
+
+@pytest.mark.req("P1-S3.1")
+def test_a_value_is_never_older_than_the_time_it_is_given() -> None:
+    """Else the last energy of a session would be read too early and charged to nobody's session."""
+    clock = clock_at(1.0)
+    begun_ms = clock().mono_ms
+    peer = TcpPeer(TickingRegisters(lambda: clock().mono_ms - begun_ms))
+    peer.start()
+    bus = ModbusBus(peer.port, Line(9600, timeout_s=0.5))
+    readings = [meter.read_meter(bus, meter.load_map(MODEL), 1, clock) for _ in range(5)]
+    bus.close()
+    peer.close()
+    assert all(reading.import_wh >= read_at.mono_ms - begun_ms for reading, read_at in readings)
+
+
 def test_unit_that_refuses_long_blocks_is_read_in_short_ones_from_then_on(peer: TcpPeer) -> None:
     peer.registers.always = "refuse-long"
     bus = ModbusBus(peer.port, Line(9600, timeout_s=0.5))
