@@ -19,6 +19,7 @@ from agent.core.events import (
     Pilot,
     Received,
     UplinkOpened,
+    Woke,
 )
 from agent.core.session import Settings
 from agent.core.station import Start, Station
@@ -186,3 +187,40 @@ def test_parameters_for_other_premises_are_noted_and_not_applied() -> None:
                         default_tariff=wire.TariffRef(code="EV", version="v1"))
     assert noted(effects) == [Reason.PREMISES_MISMATCH]
     assert (desk.station.memory.interval_s, desk.station.memory.charge_without_binding) == (900, True)
+
+
+# ---- what is not answered is said again (D-11)
+
+
+def _sent(effects: list[Effect], kind: type[wire.Message]) -> list[wire.Message]:
+    return [effect.message for effect in effects if isinstance(effect, Send) and isinstance(effect.message, kind)]
+
+
+def test_a_hello_that_nobody_heard_is_said_again_until_the_parameters_come() -> None:
+    """A broker acknowledges what nobody has subscribed for, and loses it."""
+    desk = Desk()
+    for _ in range(3):
+        desk.at_s += SETTINGS.retry_s
+        assert len(_sent(desk.tell(Woke()), wire.Hello)) == 1
+    desk.hear(wire.Params, premises="home-1", interval_s=900, binding_wait_s=60, charge_without_binding=True,
+              default_tariff=wire.TariffRef(code="EV", version="v1"))
+    desk.at_s += 10 * SETTINGS.retry_s
+    assert _sent(desk.tell(Woke()), wire.Hello) == []
+
+
+@pytest.mark.req("P1-S1.9")
+def test_a_request_is_repeated_as_it_was_until_it_would_be_stale_and_then_asked_anew() -> None:
+    """The utility refuses a request over 300 s old; an unanswered one must not be repeated for ever."""
+    desk = Desk()
+    desk.station.memory.binding_wait_s = 3600
+    desk.station.memory.binding.deadline_ms = 3_600_000
+    first = desk.ask()
+    asked: list[wire.Message] = [first]
+    while desk.at_s < 600:
+        desk.at_s += SETTINGS.retry_s
+        asked += _sent(desk.tell(Woke()), wire.BindRequest)
+    assert asked[1] == first
+    assert len({message.id for message in asked}) == 3
+    ages_s = [index * (SETTINGS.retry_s + 1) for index in range(len(asked))]
+    repeated_s = max(age for age, message in zip(ages_s, asked, strict=True) if message.id == first.id)
+    assert repeated_s < 300
