@@ -291,19 +291,22 @@ def _serve(config: AgentConfig, station: Station, hands: Hands, begun: Begun) ->
         loop.stop()
 
     threading.excepthook = on_crash
-    parts = (hands.board, status, hands.pevlink, hands.uplink)
-    for part in parts:
-        part.start()
-    log.info("agent ready", extra={"device": config.device, "pid": os.getpid(), "epoch": hands.journal.epoch})
-    systemd.ready()
+    links = (status, hands.pevlink, hands.uplink)
+    started = 0
     try:
+        hands.board.start()
+        for link in links:
+            link.start()
+            started += 1
+        log.info("agent ready", extra={"device": config.device, "pid": os.getpid(), "epoch": hands.journal.epoch})
+        systemd.ready()
         loop.run(systemd.alive)
-    finally:
+    finally:  # whatever happened, the opening comes first and waits for nothing that may fail
         systemd.stopping()
-        hands.forget_now()
         hands.board.open_contactor()
-        for part in reversed(parts):
-            part.stop()
+        hands.board.stop()
+        for link in reversed(links[:started]):
+            link.stop()
         log.info("agent stopped")
     if crashes:
         raise crashes[0]

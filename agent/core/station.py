@@ -1,8 +1,8 @@
 """The station: composes metering, power, dialogue and outbox into `handle(event, now) -> effects`.
 
-It decides and does nothing: no clock, no file, no socket; the runtime calls it from one thread. Records and the
-snapshot come first among the effects of an event, so that what is acknowledged, switched or said was written before
-(DESIGN section 2; P1-B4, B6, F17).
+It decides and does nothing: no clock, no file, no socket; the runtime calls it from one thread. Among the effects of an
+event openings come first, which need no leave and wait for no disk; then records and the snapshot, so that what is
+acknowledged, closed or said was written before (DESIGN section 2; P1-B4, B6, F17).
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from agent.core.clock import ClockWatch, Now
 from agent.core.dialogue import Dialogue
-from agent.core.effects import Effect, Record, Remember, ShowState
+from agent.core.effects import Effect, OpenContactor, Record, Remember, ShowState
 from agent.core.events import (
     BoardFailed,
     BoardFound,
@@ -272,10 +272,12 @@ class Station:
         return [ShowState(self.state(now), publish)]
 
     def _ordered(self, effects: Sequence[Effect]) -> list[Effect]:
+        """Openings, which wait for no disk; then what is written; then the rest, in its order."""
+        openings: list[Effect] = [effect for effect in effects if isinstance(effect, OpenContactor)]
         records = [effect for effect in effects if isinstance(effect, Record)]
-        rest: list[Effect] = [effect for effect in effects if not isinstance(effect, Record)]
+        rest: list[Effect] = [effect for effect in effects if not isinstance(effect, Record | OpenContactor)]
         if records or self.memory.dirty:
             self.memory.dirty = False
             snapshot = self.memory.keep(self.metering.kept())
-            return [*records, Remember(snapshot.model_dump_json()), *rest]
-        return rest
+            return [*openings, *records, Remember(snapshot.model_dump_json()), *rest]
+        return [*openings, *rest]

@@ -113,8 +113,11 @@ class Laws:
 
     @staticmethod
     def _records_first(effects: Sequence[Effect]) -> None:
-        """P1-S3.1: what is acknowledged, switched or said was written before."""
-        kinds = [type(effect).__name__ for effect in effects]
+        """P1-S3.1: what is acknowledged, closed or said was written before; an opening waits for nothing."""
+        names = [type(effect).__name__ for effect in effects]
+        openings = names.count("OpenContactor")
+        assert names[:openings] == ["OpenContactor"] * openings, names
+        kinds = names[openings:]
         records = kinds.count("Record")
         assert kinds[:records] == ["Record"] * records, kinds
         assert kinds.count("Remember") <= 1 and "Remember" not in kinds[:records]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -181,7 +182,7 @@ def test_a_broker_that_refuses_our_certificate_is_said_once_and_charging_goes_on
 
 
 @pytest.mark.req("P1-S3.1")
-def test_a_journal_that_cannot_grow_ends_the_agent_with_a_sentence_and_loses_nothing(
+def test_a_journal_that_cannot_grow_opens_and_ends_the_agent_with_a_sentence_and_loses_nothing(
     charger: tuple[Utility, Ear]
 ) -> None:
     plant, ear = charger
@@ -189,6 +190,7 @@ def test_a_journal_that_cannot_grow_ends_the_agent_with_a_sentence_and_loses_not
     since, size_bytes = ear.position, (plant.agent_dir / "journal.db-wal").stat().st_size
     resource.prlimit(plant.crew.pid("agent"), resource.RLIMIT_FSIZE, (size_bytes, size_bytes))
     assert plant.crew.ended("agent") == 3
+    plant.until("the contactor is open", lambda: plant.world().get("contactor") == "open")
     said = ear.wait("its last word", lambda line: line.source == "agent" and "journal.db" in line.event, since, STEP_S)
     assert said.event.startswith(str(plant.agent_dir / "journal.db"))
     assert "Traceback" not in (plant.folder / "agent.log").read_text()
@@ -197,6 +199,24 @@ def test_a_journal_that_cannot_grow_ends_the_agent_with_a_sentence_and_loses_not
     plant.see("the agent is ready", "agent", "agent ready", since)
     plant.until("the records are there", lambda: before <= plant.waiting() < MANY)
     plant.until("the session goes on", lambda: plant.status().get("session") == session)
+
+
+@pytest.mark.req("P1-S2.7")
+def test_a_link_that_cannot_open_ends_the_agent_which_opens_what_it_found_closed(
+    charger: tuple[Utility, Ear]
+) -> None:
+    """Half an agent is worse than none: what it cannot serve, it does not leave charging."""
+    plant, ear = charger
+    plant.until("the contactor is closed", lambda: plant.world().get("contactor") == "closed")
+    plant.crew.kill("agent")
+    assert plant.world().get("contactor") == "closed", "the board goes on by itself"
+    with socket.create_server(("127.0.0.1", plant.ports.pevlink)):
+        since = ear.position
+        plant.start_agent()
+        assert plant.crew.ended("agent") == 3
+    ear.wait("its last word", lambda line: line.source == "agent" and str(plant.ports.pevlink) in line.event, since,
+             STEP_S)
+    plant.until("the contactor is open", lambda: plant.world().get("contactor") == "open")
 
 
 # ---- the utility
